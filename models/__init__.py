@@ -1,0 +1,1 @@
+"""Blur generator, RetinaFace critic, their losses, and how they are applied."""
