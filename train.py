@@ -26,12 +26,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import cv2
 import torch
 
+from models.detection import DetectionError
 from models.detector_training import TrainingError, detector_ap, train_detector
 from models.generator import BlurGenerator
 from models.generator_training import train_generator
@@ -55,9 +57,10 @@ from utils.widerface import LabelError
 EXPECTED_ERRORS = (
     ConfigError,
     DataError,
+    DetectionError,
     DeviceError,
-    FileNotFoundError,
     LabelError,
+    OSError,
     PhotoError,
     RunError,
     TrainingError,
@@ -111,6 +114,8 @@ def parse_arguments() -> argparse.Namespace:
         parser.error("--photos and --labels go together")
     if (arguments.export is None) != (arguments.to is None):
         parser.error("--export and --to go together")
+    if arguments.seed < 0:
+        parser.error("--seed must be 0 or more")
     return arguments
 
 
@@ -139,13 +144,29 @@ def training_source(settings: dict[str, Any]) -> Source:
     return wider_source(data, "train", blurred=blurred)
 
 
-def train(run: RunDirectory, device: torch.device, workers: int) -> None:
-    """Wire one run: build its networks, load what they start from, hand over to the loop."""
-    settings, config = run.settings, run.settings["config"]
+def build_detector(config: dict[str, Any]) -> RetinaFace:
+    """Build the critic's network with fresh weights."""
+    try:
+        return RetinaFace(config["critic"]["backbone"])
+    except ValueError as error:
+        raise ConfigError(f"critic.backbone: {error}") from None
+
+
+def train(
+    settings: dict[str, Any],
+    open_run: Callable[[], RunDirectory],
+    device: torch.device,
+    workers: int,
+) -> None:
+    """Wire one run: build its networks, load what they start from, hand over to the loop.
+
+    The run is opened last: missing data or weights must not leave a run directory behind.
+    """
+    config = settings["config"]
     source = training_source(settings)
     torch.manual_seed(settings["seed"])
     if settings["model"] == "detector":
-        detector = RetinaFace(config["critic"]["backbone"])
+        detector = build_detector(config)
         if settings["init"]:
             load_weights(detector, Path(settings["init"]))
         elif settings["backbone"]:
@@ -154,12 +175,12 @@ def train(run: RunDirectory, device: torch.device, workers: int) -> None:
         detector_samples = DetectorSamples(
             source, settings["seed"], recipe["frame"], tuple(recipe["crop"])
         )
-        train_detector(detector, detector_samples, config, run, device, workers)
+        train_detector(detector, detector_samples, config, open_run(), device, workers)
         return
     generator = BlurGenerator()
     if settings["init"]:
         load_weights(generator, Path(settings["init"]))
-    critic = RetinaFace(config["critic"]["backbone"])
+    critic = build_detector(config)
     load_weights(critic, Path(settings["critic"]))
     recipe = config["train_generator"]
     samples = GeneratorSamples(
@@ -173,7 +194,7 @@ def train(run: RunDirectory, device: torch.device, workers: int) -> None:
         config["blur"]["jpeg_quality"],
     )
     train_generator(
-        generator, critic, samples, run, device, workers, warm_start=not settings["init"]
+        generator, critic, samples, open_run(), device, workers, warm_start=not settings["init"]
     )
 
 
@@ -183,7 +204,7 @@ def export(run: RunDirectory, path: Path) -> None:
     if state is None:
         raise RunError(f"{run.path}: no checkpoint yet")
     if run.settings["model"] == "detector":
-        detector = RetinaFace(run.settings["config"]["critic"]["backbone"])
+        detector = build_detector(run.settings["config"])
         detector.load_state_dict(state["detector"])
         save_weights(detector, path)
     else:
@@ -196,7 +217,7 @@ def export(run: RunDirectory, path: Path) -> None:
 def validate(arguments: argparse.Namespace, device: torch.device) -> None:
     """Print a detector's AP on the validation photos."""
     config = load_config(arguments.config, arguments.set)
-    detector = RetinaFace(config["critic"]["backbone"]).to(device)
+    detector = build_detector(config).to(device)
     load_weights(detector, arguments.validate)
     source = validation_source(arguments.data)
     ap, faces = detector_ap(detector, source)
@@ -219,14 +240,15 @@ def main() -> int:
         elif arguments.export:
             export(RunDirectory.open(arguments.export), arguments.to)
         elif arguments.resume:
-            train(RunDirectory.open(arguments.resume), device, arguments.workers)
+            run = RunDirectory.open(arguments.resume)
+            train(run.settings, lambda: run, device, arguments.workers)
         else:
             settings = run_settings(arguments)
-            training_source(settings)  # a missing dataset must not leave a run directory behind
-            run = RunDirectory.create(arguments.run or Path("runs") / arguments.model, settings)
-            train(run, device, arguments.workers)
+            path = arguments.run or Path("runs") / arguments.model
+            train(settings, lambda: RunDirectory.create(path, settings), device, arguments.workers)
     except EXPECTED_ERRORS as error:
-        print(f"train.py: {error}", file=sys.stderr)
+        # A loader process sends its traceback along; the error itself is the last line.
+        print(f"train.py: {str(error).splitlines()[-1]}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("train.py: stopped; continue with --resume and the run directory", file=sys.stderr)

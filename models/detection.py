@@ -13,6 +13,10 @@ from models.multibox import Targets
 from models.retinaface import RetinaFace
 
 
+class DetectionError(Exception):
+    """The detector returned a value that is not finite."""
+
+
 @torch.no_grad()
 def detect(
     detector: RetinaFace, image: np.ndarray, score: float, nms_iou: float, limit: int = 5000
@@ -22,12 +26,15 @@ def detect(
     `image`: uint8 [H, W, 3] RGB. Returns boxes float64 [N, 4] as (x1, y1, x2, y2), clipped
     to the photo, and face probabilities float64 [N] of at least `score`, best first. At
     most `limit` candidates enter the non-maximum suppression. The detector must be in
-    eval mode.
+    eval mode. Raises `DetectionError` if it returns NaN or infinity.
     """
     device = next(detector.parameters()).device
     height, width = image.shape[:2]
     frame = torch.from_numpy(image).to(device).permute(2, 0, 1)[None].float()
     predictions = detector(frame)
+    # NaN is not above any score: the photo would pass for one without a face.
+    if not all(torch.isfinite(values).all() for values in predictions[:2]):
+        raise DetectionError("the detector returned values that are not finite")
     probabilities = predictions.logits[0].softmax(dim=-1)[:, 1]
     candidates = (probabilities >= score).nonzero()[:, 0]
     if len(candidates) > limit:

@@ -1,0 +1,192 @@
+"""Which photos are read, where their copies go, and which boxes they come with.
+
+Copies mirror the tree of the originals. Every check here is made before the first photo is
+touched, except that of `copy_path`, which needs the folders to be there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from utils.boxes import Boxes
+from utils.image_files import PHOTO_SUFFIXES, find_photos
+from utils.manifest import holds_manifest
+from utils.widerface import HOW_TO_GET, LabelledPhoto, photo_path
+
+SPLITS = ("train", "val")
+
+
+class OutputError(Exception):
+    """Inputs and outputs that do not go together; the message is one line."""
+
+
+@dataclass(frozen=True)
+class PhotoTree:
+    """Photos of one folder, and the folder that mirrors it.
+
+    source: what is anonymised, a folder or a single photo.
+    root: the folder that `photos` and `others` are relative to (with `/`).
+    others: pictures and films of types that cannot be read.
+    """
+
+    source: Path
+    root: Path
+    output: Path
+    photos: list[str]
+    others: list[str]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One photo to copy into a folder under the name `relative`.
+
+    boxes: labelled boxes, float64 [N, 4] as (x1, y1, x2, y2); None where they are to be found.
+    fault: why this photo must not be copied; None where it may.
+    """
+
+    photo: Path
+    relative: str
+    boxes: Boxes | None = None
+    fault: str | None = None
+
+
+@dataclass
+class Batch:
+    """All that goes into one output folder; `others` cannot be read and are only recorded."""
+
+    output: Path
+    jobs: list[Job] = field(default_factory=list)
+    others: list[Job] = field(default_factory=list)
+
+
+def named_trees(paths: Sequence[Path], output: Path | None, method: str) -> list[PhotoTree]:
+    """List the photos of folders and of single files.
+
+    Without `output` a folder `NAME` is mirrored by `NAME_<method>` beside it, and a file
+    `NAME.jpg` copied to the folder `NAME_<method>` beside it. With `output` everything lands
+    in that folder: what a folder holds under its path in there, a file under its name.
+    Raises `OutputError`; `PhotoError` where a folder cannot be listed.
+    """
+    trees = []
+    for path in paths:
+        place = path.resolve()  # gives "." and ".." a name
+        if path.is_dir():
+            folder = output or place.parent / f"{place.name}_{method}"
+            trees.append(_folder_tree(path, folder))
+        elif not path.exists():
+            raise OutputError(f"{path}: no such file or folder")
+        elif path.suffix.lower() not in PHOTO_SUFFIXES:
+            known = " ".join(sorted(PHOTO_SUFFIXES))
+            raise OutputError(f"{path}: not a photo of a type that can be read ({known})")
+        else:
+            folder = output or path.with_name(f"{path.stem}_{method}")
+            trees.append(PhotoTree(path, path.parent, folder, [path.name], []))
+    return trees
+
+
+def wider_trees(data: Path, output: Path | None, method: str) -> dict[str, PhotoTree]:
+    """List the photos of the WIDER FACE splits under `data`, by split.
+
+    `data/<split>/images` is mirrored by `images_<method>` beside it, or in `output/<split>`.
+    Raises `OutputError` where no split is there.
+    """
+    folders = {split: data / split / "images" for split in SPLITS}
+    trees = {
+        split: _folder_tree(folder, (output or data) / split / f"images_{method}")
+        for split, folder in folders.items()
+        if folder.is_dir()
+    }
+    if not trees:
+        places = " nor ".join(str(folder) for folder in folders.values())
+        raise OutputError(f"no PATH given, and neither {places} exists; {HOW_TO_GET}")
+    return trees
+
+
+def _folder_tree(folder: Path, output: Path) -> PhotoTree:
+    photos, others = (
+        [path.relative_to(folder).as_posix() for path in paths] for paths in find_photos(folder)
+    )
+    return PhotoTree(folder, folder, output, photos, others)
+
+
+def check_outputs(trees: Sequence[PhotoTree]) -> None:
+    """Make sure that no original, no foreign file and no other copy would be written over.
+
+    Raises `OutputError` where an output lies in an input or holds one (links resolved), where
+    an output folder holds files but no manifest of ours, and where two photos would get one
+    name.
+    """
+    outputs = {tree.output.resolve(): tree.output for tree in trees}
+    sources = {tree.source.resolve(): tree.source for tree in trees}
+    for resolved, output in outputs.items():
+        for place in (resolved, *resolved.parents):
+            if place in sources:
+                raise OutputError(
+                    f"{output}: the output lies inside the input {sources[place]}; "
+                    "choose another folder with --output"
+                )
+    originals = dict(sources)
+    for tree in trees:
+        photos = [tree.root / relative for relative in tree.photos]
+        originals |= {photo.resolve(): photo for photo in photos if photo.is_symlink()}
+    for resolved, original in originals.items():
+        for place in resolved.parents:
+            if place in outputs:
+                raise OutputError(
+                    f"{outputs[place]}: the output folder contains the input {original}; "
+                    "choose another folder with --output"
+                )
+    for output in outputs.values():
+        if output.suffix.lower() in PHOTO_SUFFIXES or (output.exists() and not output.is_dir()):
+            raise OutputError(f"{output}: the output must be a folder")
+        if output.is_dir() and any(output.iterdir()) and not holds_manifest(output):
+            raise OutputError(
+                f"{output}: not empty, and not the output of an earlier run (no manifest.jsonl); "
+                "choose another folder with --output"
+            )
+    _check_names(trees)
+
+
+def _check_names(trees: Sequence[PhotoTree]) -> None:
+    first: dict[Path, Path] = {}
+    for tree in trees:
+        resolved = tree.output.resolve()
+        for relative in tree.photos:
+            photo = tree.root / relative
+            other = first.setdefault(resolved / relative, photo)
+            if other is not photo:
+                raise OutputError(
+                    f"{other} and {photo} would both be written to {tree.output / relative}; "
+                    "run them one after the other with different --output"
+                )
+
+
+def jobs_of(
+    tree: PhotoTree, labels: Sequence[LabelledPhoto] | None, detect_missing: bool = False
+) -> list[Job]:
+    """Pair the photos of a tree with their boxes.
+
+    Without `labels` all boxes are to be found. With them, a photo that they do not list gets a
+    fault, unless `detect_missing`; a listed photo that is not in the tree becomes a job that
+    will fail. Raises `LabelError` where a listed path leads out of the tree.
+    """
+    if labels is None:
+        return [Job(tree.root / photo, photo) for photo in tree.photos]
+    boxes = {PurePosixPath(photo.path).as_posix(): photo.boxes for photo in labels}
+    unlisted = "not in the label file (--boxes detect-missing would search it for faces)"
+    jobs = [Job(photo_path(tree.root, photo), photo, found) for photo, found in boxes.items()]
+    for photo in tree.photos:
+        if photo not in boxes:
+            fault = None if detect_missing else unlisted
+            jobs.append(Job(tree.root / photo, photo, None, fault))
+    return sorted(jobs, key=lambda job: job.relative)
+
+
+def copy_path(output: Path, relative: str) -> Path:
+    """Where a copy goes. Raises `OutputError` where a link in `output` leads out of it."""
+    path = output / relative
+    if not path.resolve().is_relative_to(output.resolve()):
+        raise OutputError(f"{path}: a link in the output folder leads out of it")
+    return path
