@@ -43,7 +43,7 @@ from models.detection import DetectionError
 from models.redraw import RedrawError
 from models.weights import DETECTOR, GENERATOR, WeightsError
 from utils.boxes import xyxy_to_xywh
-from utils.config import CONFIG, ConfigError, load_config
+from utils.config import CONFIG, ConfigError, check_limits, load_config
 from utils.device import DeviceError, pick_device
 from utils.image_files import PhotoError, read_photo, write_photo
 from utils.manifest import Entry, Manifest
@@ -73,21 +73,6 @@ START_ERRORS = (
 )
 FILE_ERRORS = (OSError, OutputError, PhotoError)  # their messages name the file
 FACE_ERRORS = (AnonymizeError, DetectionError, RedrawError)
-
-INFINITE = float("inf")
-LIMITS = {  # of the numbers that this script reads from config.yaml
-    ("blur", "kernel_factor"): (0.01, 100),
-    ("blur", "jpeg_quality"): (1, 100),
-    ("generator", "face_size"): (32, INFINITE),
-    ("generator", "context"): (0, INFINITE),
-    ("detect", "score"): (0, 1),
-    ("detect", "nms_iou"): (0, 1),
-    ("detect", "longest_side"): (32, INFINITE),
-    ("detect", "shortest_pass"): (32, INFINITE),
-    ("detect", "enlarge"): (1, INFINITE),
-    ("output", "jpeg_quality"): (1, 100),
-}
-SUBSAMPLINGS = ("4:4:4", "4:2:2", "4:2:0")
 
 
 @dataclass
@@ -277,12 +262,7 @@ def read_config(options: argparse.Namespace) -> dict[str, Any]:
         config["detect"]["score"] = options.score
     if options.jpeg_quality is not None:
         config["output"]["jpeg_quality"] = options.jpeg_quality
-    for (section, key), (lowest, highest) in LIMITS.items():
-        value = config[section][key]
-        if not lowest <= value <= highest:
-            raise ConfigError(f"{section}.{key} must be from {lowest} to {highest}, not {value}")
-    if config["output"]["jpeg_subsampling"] not in SUBSAMPLINGS:
-        raise ConfigError(f"output.jpeg_subsampling must be one of {', '.join(SUBSAMPLINGS)}")
+    check_limits(config)
     return config
 
 

@@ -114,6 +114,15 @@ def parse_arguments() -> argparse.Namespace:
         parser.error("--photos and --labels go together")
     if (arguments.export is None) != (arguments.to is None):
         parser.error("--export and --to go together")
+    if arguments.resume:
+        free = {"resume", "device", "workers", "threads"}
+        changed = [
+            f"--{name}"
+            for name, value in vars(arguments).items()
+            if name not in free and value != parser.get_default(name)
+        ]
+        if changed:
+            parser.error(f"--resume takes the run's own settings; leave out {' '.join(changed)}")
     if arguments.seed < 0:
         parser.error("--seed must be 0 or more")
     return arguments

@@ -165,42 +165,42 @@ def train_generator(
         start, first, step = state["pass"], state["batch"], state["step"]
     run.rewind_log(step)
 
-    progress = tqdm(total=sum(p.batches for p in passes), initial=step, unit="step")
-    for position in range(start, len(passes)):
-        current = passes[position]
-        decay = recipe["lr_decay"] ** current.epoch
-        networks.generator_optimizer.param_groups[0]["lr"] = recipe["generator_lr"] * decay
-        networks.phase_b_optimizer.param_groups[0]["lr"] = recipe["adversary_lr"] * decay
-        progress.set_description(f"{current.kind}, epoch {current.epoch}")
-        loader = epoch_loader(
-            samples, recipe["batch_size"], current.stage, current.epoch, first, workers
-        )
-        for index, batch in zip(range(first, current.batches), loader, strict=False):
-            started = time.perf_counter()
-            losses: dict[str, float] = {}
-            if batch is not None:
-                losses = _step(current.kind, networks, DeviceBatch.of(batch, device), config)
-                if not all(math.isfinite(value) for value in losses.values()):
-                    raise TrainingError(
-                        f"step {step} ({current.kind}): losses {losses}; "
-                        f"photos: {', '.join(batch.names)}; the last checkpoint stays"
-                    )
-            step += 1
-            run.log(
-                step=step,
-                kind=current.kind,
-                epoch=current.epoch,
-                **losses,
-                seconds=round(time.perf_counter() - started, 4),
+    total = sum(p.batches for p in passes)
+    with tqdm(total=total, initial=step, unit="step") as progress:
+        for position in range(start, len(passes)):
+            current = passes[position]
+            decay = recipe["lr_decay"] ** current.epoch
+            networks.generator_optimizer.param_groups[0]["lr"] = recipe["generator_lr"] * decay
+            networks.phase_b_optimizer.param_groups[0]["lr"] = recipe["adversary_lr"] * decay
+            progress.set_description(f"{current.kind}, epoch {current.epoch}")
+            loader = epoch_loader(
+                samples, recipe["batch_size"], current.stage, current.epoch, first, workers
             )
-            progress.update()
-            progress.set_postfix({name: f"{value:.3f}" for name, value in losses.items()})
-            ended = index + 1 == current.batches
-            if ended or step % recipe["checkpoint_every"] == 0:
-                where = {"pass": position + ended, "batch": 0 if ended else index + 1}
-                run.save({**networks.state(), **where, "step": step})
-        first = 0
-    progress.close()
+            for index, batch in zip(range(first, current.batches), loader, strict=False):
+                started = time.perf_counter()
+                losses: dict[str, float] = {}
+                if batch is not None:
+                    losses = _step(current.kind, networks, DeviceBatch.of(batch, device), config)
+                    if not all(math.isfinite(value) for value in losses.values()):
+                        raise TrainingError(
+                            f"step {step} ({current.kind}): losses {losses}; "
+                            f"photos: {', '.join(batch.names)}; the last checkpoint stays"
+                        )
+                step += 1
+                run.log(
+                    step=step,
+                    kind=current.kind,
+                    epoch=current.epoch,
+                    **losses,
+                    seconds=round(time.perf_counter() - started, 4),
+                )
+                progress.update()
+                progress.set_postfix({name: f"{value:.3f}" for name, value in losses.items()})
+                ended = index + 1 == current.batches
+                if ended or step % recipe["checkpoint_every"] == 0:
+                    where = {"pass": position + ended, "batch": 0 if ended else index + 1}
+                    run.save({**networks.state(), **where, "step": step})
+            first = 0
 
 
 def _step(

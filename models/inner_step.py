@@ -29,18 +29,19 @@ def adam_step(
             raise ValueError("the differentiable step covers plain Adam only")
         beta1, beta2 = group["betas"]
         state = optimizer.state.get(parameter)
+        # The count as a Python number, as in torch.optim.Adam: in float32, 1 - beta2**count would
+        # keep five digits.
         if state:
-            first, second, count = state["exp_avg"], state["exp_avg_sq"], state["step"] + 1
+            first, second, count = state["exp_avg"], state["exp_avg_sq"], state["step"].item() + 1
         else:
             first = second = torch.zeros_like(parameter)
-            count = torch.ones(())
-        count = count.to(parameter)
+            count = 1.0
         gradient = gradients[name]
         first = beta1 * first + (1 - beta1) * gradient
         second = beta2 * second + (1 - beta2) * gradient**2
         # The root's slope at 0 is infinite, and 0 * infinity would make the gradient NaN.
         used = second > 0
         root = torch.where(used, torch.where(used, second, 1.0).sqrt(), 0.0)
-        denominator = root / (1 - beta2**count).sqrt() + group["eps"]
+        denominator = root / (1 - beta2**count) ** 0.5 + group["eps"]
         stepped[name] = parameter - group["lr"] / (1 - beta1**count) * first / denominator
     return stepped

@@ -41,7 +41,9 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         raise WeightsError(f"{path}: not a PyTorch weight file, truncated, or holds code") from None
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
-    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
+    if not isinstance(content, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
+    ):
         raise WeightsError(f"{path}: holds no state dict (names with tensors)")
     return {
         name.removeprefix("module."): value.float() if value.is_floating_point() else value
@@ -76,8 +78,10 @@ def _load(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
 def save_weights(model: nn.Module, path: Path, dtype: torch.dtype = torch.float32) -> None:
     """Write `model`'s weights as safetensors, floating-point tensors as `dtype`; atomic.
 
-    Raises `WeightsError` if a value is not finite in `dtype`.
+    Raises `WeightsError` if a value is not finite in `dtype`, or for another suffix.
     """
+    if path.suffix != ".safetensors":
+        raise WeightsError(f"{path}: weights are written as .safetensors files only")
     state = {}
     for name, value in model.state_dict().items():
         value = value.detach().cpu()
@@ -87,7 +91,7 @@ def save_weights(model: nn.Module, path: Path, dtype: torch.dtype = torch.float3
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
-        safetensors.torch.save_file(state, temporary)
+        temporary.write_bytes(safetensors.torch.save(state))  # save_file would set mode 600
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -10,6 +10,40 @@ import yaml
 
 CONFIG = Path(__file__).resolve().parent.parent / "config.yaml"
 
+SUBSAMPLINGS = ("4:4:4", "4:2:2", "4:2:0")
+
+INFINITE = float("inf")
+LIMITS = {
+    "blur.kernel_factor": (0.01, 100),
+    "blur.jpeg_quality": (1, 100),
+    "generator.face_size": (32, INFINITE),
+    "generator.context": (0, INFINITE),
+    "multibox.match_iou": (0, 1),
+    "multibox.label_smoothing": (0, 1),
+    "train_generator.epochs": (1, INFINITE),
+    "train_generator.batch_size": (1, INFINITE),
+    "train_generator.frame": (32, INFINITE),
+    "train_generator.aspect": (0.05, 20),
+    "train_generator.scale": (0.05, 20),
+    "train_generator.placements": (1, INFINITE),
+    "train_generator.adversary_epochs": (0, INFINITE),
+    "train_generator.moment_warmup": (1, INFINITE),
+    "train_generator.warm_start_steps": (0, INFINITE),
+    "train_generator.checkpoint_every": (1, INFINITE),
+    "train_detector.epochs": (1, INFINITE),
+    "train_detector.batch_size": (1, INFINITE),
+    "train_detector.frame": (32, INFINITE),
+    "train_detector.crop": (0.01, 1),
+    "train_detector.checkpoint_every": (1, INFINITE),
+    "detect.score": (0, 1),
+    "detect.nms_iou": (0, 1),
+    "detect.longest_side": (32, INFINITE),
+    "detect.shortest_pass": (32, INFINITE),
+    "detect.enlarge": (1, INFINITE),
+    "output.jpeg_quality": (1, 100),
+}
+"""Lowest and highest value of a number, or of each number in a list."""
+
 
 class ConfigError(ValueError):
     """A configuration file or override that cannot be used; the message is one clear line."""
@@ -36,7 +70,20 @@ def load_config(path: Path = CONFIG, overrides: Sequence[str] = ()) -> dict[str,
         for key in reversed(dotted.split(".")):
             nested = {key: nested}
         _merge(config, nested, f"--set {override}")
+    check_limits(config)
     return config
+
+
+def check_limits(config: dict[str, Any]) -> None:
+    """Raise `ConfigError` for a number outside its `LIMITS`, or for an unknown subsampling."""
+    for name, (lowest, highest) in LIMITS.items():
+        section, key = name.split(".")
+        value = config[section][key]
+        for number in value if isinstance(value, list) else [value]:
+            if not lowest <= number <= highest:
+                raise ConfigError(f"{name} must be from {lowest} to {highest}, not {number}")
+    if config["output"]["jpeg_subsampling"] not in SUBSAMPLINGS:
+        raise ConfigError(f"output.jpeg_subsampling must be one of {', '.join(SUBSAMPLINGS)}")
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -61,10 +108,20 @@ def _merge(base: dict[str, Any], change: dict[str, Any], source: str, prefix: st
         if isinstance(default, dict) and isinstance(value, dict):
             _merge(default, value, source, f"{name}.")
             continue
-        if isinstance(default, float) and type(value) is int:
-            value = float(value)
-        if type(value) is not type(default) or (
-            isinstance(default, list) and len(value) != len(default)
-        ):
-            raise ConfigError(f"{source}: '{name}' must look like {default!r}, not {value!r}")
-        base[key] = value
+        try:
+            base[key] = _fitted(value, default)
+        except ValueError:
+            raise ConfigError(
+                f"{source}: '{name}' must look like {default!r}, not {value!r}"
+            ) from None
+
+
+def _fitted(value: Any, default: Any) -> Any:
+    """Return `value` as the type of `default`; raises ValueError where it is of another."""
+    if isinstance(default, list) and isinstance(value, list) and len(value) == len(default):
+        return [_fitted(*pair) for pair in zip(value, default, strict=True)]
+    if type(default) is float and type(value) in (int, str):
+        return float(value)  # YAML 1.1 takes 5e-4 for text
+    if type(value) is not type(default) or isinstance(default, list):
+        raise ValueError
+    return value

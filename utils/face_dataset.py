@@ -8,7 +8,7 @@ number of workers.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,17 @@ class Batch:
     boxes: Tensor  # float32 [B, M, 4] as (x1, y1, x2, y2) in pixels
     present: Tensor  # bool [B, M]
     names: list[str]
+
+    def pin_memory(self) -> Batch:
+        """Copy to page-locked memory; the loader calls this where a GPU is used."""
+        blurred = None if self.blurred is None else self.blurred.pin_memory()
+        return replace(
+            self,
+            images=self.images.pin_memory(),
+            blurred=blurred,
+            boxes=self.boxes.pin_memory(),
+            present=self.present.pin_memory(),
+        )
 
 
 @dataclass(frozen=True)

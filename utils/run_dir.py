@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,8 @@ class RunDirectory:
     @classmethod
     def create(cls, path: Path, settings: dict[str, Any]) -> RunDirectory:
         """Start a run in an empty or new directory. Raises `RunError`."""
+        if path.exists() and not path.is_dir():
+            raise RunError(f"{path}: a file; name a new directory for the run")
         if path.exists() and any(path.iterdir()):
             raise RunError(f"{path}: not empty; continue it with --resume {path}, or name another")
         path.mkdir(parents=True, exist_ok=True)
@@ -41,13 +42,16 @@ class RunDirectory:
         """Open a run to continue or export it. Raises `RunError`."""
         try:
             settings = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError):
-            raise RunError(f"{path}: no run directory (it holds no readable config.yaml)") from None
+        except (OSError, UnicodeDecodeError, yaml.YAMLError):
+            settings = None
+        if not isinstance(settings, dict) or not {"model", "config"} <= settings.keys():
+            raise RunError(f"{path}: no run directory (it holds no config.yaml of a run)")
         return cls(path, settings)
 
     def save(self, state: dict[str, Any]) -> None:
         """Write the checkpoint: tensors and plain values only, moved into place when whole."""
-        temporary = self.path / f".checkpoint.{uuid.uuid4().hex}.part"
+        # One name for all: what a kill leaves of it is overwritten, not left lying about.
+        temporary = self.path / ".checkpoint.pt.part"
         try:
             torch.save(state, temporary)
             os.replace(temporary, self.path / "checkpoint.pt")
@@ -78,6 +82,6 @@ class RunDirectory:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    temporary = path.with_name(f".{path.name}.part")
     temporary.write_bytes(content)
     os.replace(temporary, path)

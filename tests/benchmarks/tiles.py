@@ -57,7 +57,9 @@ def load_photos(
         if (boxes[:, 2:] - boxes[:, :2]).max() * zoom <= min_face:
             continue
         scaled = cv2.resize(pixels, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_AREA)
-        blurred = gaussian_blur(scaled.astype(np.uint8, copy=False), boxes * zoom, blur["kernel_factor"])
+        blurred = gaussian_blur(
+            scaled.astype(np.uint8, copy=False), boxes * zoom, blur["kernel_factor"]
+        )
         photos.append((jpeg_coded(blurred, blur["jpeg_quality"]), boxes * zoom))
         if len(photos) == count:
             break

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from utils.tiles import LATTICE, plan_tiles
+
+
+def random_faces(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """Faces of 2 px to the whole frame, many of them over one another and cut by the edge."""
+    count = int(rng.integers(1, 25))
+    sides = np.exp(rng.uniform(np.log(2), np.log(max(height, width)), (count, 2)))
+    starts = rng.uniform(-0.2, 1.0, (count, 2)) * [width, height]
+    boxes = np.concatenate([np.floor(starts), np.ceil(starts + sides)], axis=1)
+    return boxes.clip(0, [width, height, width, height]).astype(np.int64)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_tiles_of_random_faces(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    height, width = rng.integers(20, 700, 2).tolist()
+    face_size, context = int(rng.integers(24, 200)), int(rng.integers(0, 50))
+    faces = random_faces(rng, height, width)
+    tiles = plan_tiles(faces, height, width, face_size, context)
+
+    finest = np.full((height, width), 99)  # the level at which each pixel must be redrawn
+    for x1, y1, x2, y2 in faces.tolist():
+        if x2 <= x1 or y2 <= y1:
+            continue
+        level = 0
+        while max(x2 - x1, y2 - y1) > face_size * 2**level:
+            level += 1
+        finest[y1:y2, x1:x2] = np.minimum(finest[y1:y2, x1:x2], level)
+
+    owned = np.zeros(height * width, dtype=int)
+    for tile in tiles:
+        x1, y1, x2, y2 = tile.region
+        lattice = LATTICE * 2**tile.level
+        assert all(value % lattice == 0 for value in tile.region)
+        assert 0 <= x1 < x2 < width + lattice
+        assert 0 <= y1 < y2 < height + lattice
+        rows, columns = tile.pixels // width, tile.pixels % width
+        assert len(tile.pixels) > 0
+        assert (finest[rows, columns] == tile.level).all()
+        owned[tile.pixels] += 1
+        # The context lies in the tile too, or beyond the frame.
+        margin = context * 2**tile.level
+        assert max(int(columns.min()) - margin, 0) >= x1
+        assert max(int(rows.min()) - margin, 0) >= y1
+        assert min(int(columns.max()) + 1 + margin, width) <= x2
+        assert min(int(rows.max()) + 1 + margin, height) <= y2
+    np.testing.assert_array_equal(owned.reshape(height, width), finest < 99)
+
+
+def test_faces_beside_each_other_share_a_tile_where_that_is_no_larger() -> None:
+    near = np.array([[2, 2, 20, 20], [40, 4, 60, 20]])
+    assert [tile.region for tile in plan_tiles(near, 640, 640, 128, 0)] == [(0, 0, 64, 32)]
+    inside = np.array([[2, 2, 60, 60], [35, 35, 50, 50]])
+    assert [tile.region for tile in plan_tiles(inside, 640, 640, 128, 0)] == [(0, 0, 64, 64)]
+    far = np.array([[2, 2, 20, 20], [600, 600, 620, 620]])
+    regions = [tile.region for tile in plan_tiles(far, 640, 640, 128, 0)]
+    assert sorted(regions) == [(0, 0, 32, 32), (576, 576, 640, 640)]
+    for faces in (near, inside, far):
+        cost = sum(
+            (x2 - x1) * (y2 - y1)
+            for x1, y1, x2, y2 in (t.region for t in plan_tiles(faces, 640, 640, 128, 0))
+        )
+        alone = [plan_tiles(face[None], 640, 640, 128, 0)[0].region for face in faces]
+        assert cost <= sum((x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in alone)
+
+
+def test_no_faces_no_tiles() -> None:
+    assert plan_tiles(np.zeros((0, 4), dtype=np.int64), 100, 100, 64, 16) == []
+    outside = np.array([[100, 20, 100, 40], [50, 60, 40, 70]])  # what clipping leaves of them
+    assert plan_tiles(outside, 100, 100, 64, 16) == []
