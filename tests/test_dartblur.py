@@ -11,7 +11,7 @@ from PIL import Image, ImageCms
 
 import models.anonymize
 from models.generator import BlurGenerator
-from models.weights import DETECTOR, save_weights
+from models.weights import save_weights
 from tests.photo_folders import (
     LABELS,
     blind_detector,
