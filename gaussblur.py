@@ -34,12 +34,11 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from utils.blur import gaussian_blur
-from utils.boxes import pixel_boxes, usable, xyxy_to_xywh
+from utils.boxes import outside_message, usable
 from utils.config import ConfigError, load_config
 from utils.image_files import PhotoError, read_photo, write_photo
-from utils.widerface import HOW_TO_GET, LabelError, find_labels, photo_path, read_labels
+from utils.widerface import HOW_TO_GET, SPLITS, LabelError, find_labels, photo_path, read_labels
 
-SPLITS = ("train", "val")
 INTERRUPTED = 130  # exit code of a program stopped by Ctrl-C
 
 MOST_PROCESSES = 61  # Windows cannot wait for more
@@ -100,7 +99,9 @@ def blur_photo(job: Job) -> Outcome:
             target.unlink()  # what fails below must not leave a copy that nobody asked for
         photo = read_photo(source)
         faces = job.boxes[usable(job.boxes)]
-        _check_faces_are_inside(source, faces, photo.pixels)
+        outside = outside_message(faces, *photo.pixels.shape[:2])
+        if outside:
+            raise PhotoError(f"{source}: {outside}")
         blurred = gaussian_blur(photo.pixels, faces, job.settings.kernel_factor, job.settings.exact)
         write_photo(
             target,
@@ -111,22 +112,10 @@ def blur_photo(job: Job) -> Outcome:
         )
     except (PhotoError, LabelError, OSError) as error:
         return Outcome(error=str(error))
+    except (cv2.error, MemoryError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        return Outcome(error=f"{job.images / job.relative}: {reason}")
     return Outcome(faces=len(faces))
-
-
-def _check_faces_are_inside(
-    source: Path, faces: NDArray[np.float64], pixels: NDArray[np.uint8]
-) -> None:
-    """Refuse a photo of which a face lies wholly outside: the label belongs to another picture."""
-    height, width = pixels.shape[:2]
-    corners = pixel_boxes(faces, height, width)
-    is_empty = (corners[:, 2:] <= corners[:, :2]).any(axis=1)
-    if is_empty.any():
-        box = " ".join(f"{value:g}" for value in xyxy_to_xywh(faces[is_empty])[0])
-        raise PhotoError(
-            f"{source}: the labelled face {box} (x y w h) lies outside this photo of "
-            f"{width} x {height} pixels; check that labels and photos belong together"
-        )
 
 
 def split_jobs(data: Path, split: str, output: Path, settings: Settings) -> list[Job]:

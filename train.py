@@ -52,7 +52,7 @@ from utils.face_dataset import (
 )
 from utils.image_files import PhotoError
 from utils.run_dir import RunDirectory, RunError
-from utils.widerface import LabelError
+from utils.widerface import LabelError, find_labels
 
 EXPECTED_ERRORS = (
     ConfigError,
@@ -78,7 +78,9 @@ def parse_arguments() -> argparse.Namespace:
         "--data", type=Path, default=Path("data/widerface"), help="WIDER FACE tree (%(default)s)"
     )
     parser.add_argument(
-        "--blurred", type=Path, help="tree that holds the blurred copies (default: the --data tree)"
+        "--blurred",
+        type=Path,
+        help="tree of the blurred copies or other variants (default: the --data tree)",
     )
     parser.add_argument("--photos", type=Path, help="train on this folder instead of --data")
     parser.add_argument("--labels", type=Path, help="label file of --photos")
@@ -123,6 +125,17 @@ def parse_arguments() -> argparse.Namespace:
         ]
         if changed:
             parser.error(f"--resume takes the run's own settings; leave out {' '.join(changed)}")
+    meaningless = {
+        "images": arguments.model == "generator" or arguments.photos,
+        "blurred": arguments.photos,
+        "critic": arguments.model == "detector",
+        "backbone": arguments.model == "generator" or arguments.init,
+    }
+    for name, is_meaningless in meaningless.items():
+        if is_meaningless and getattr(arguments, name) != parser.get_default(name):
+            parser.error(f"--{name} means nothing beside the other options")
+    if arguments.workers < 0 or (arguments.threads is not None and arguments.threads < 1):
+        parser.error("--workers must be 0 or more, --threads 1 or more")
     if arguments.seed < 0:
         parser.error("--seed must be 0 or more")
     return arguments
@@ -147,18 +160,12 @@ def training_source(settings: dict[str, Any]) -> Source:
     if settings["photos"]:
         return labelled_source(Path(settings["photos"]), Path(settings["labels"]))
     data = Path(settings["data"])
-    if settings["model"] == "detector":
-        return wider_source(data, "train", settings["images"])
-    blurred = Path(settings["blurred"] or data) / "train" / blurred_folder
-    return wider_source(data, "train", blurred=blurred)
-
-
-def build_detector(config: dict[str, Any]) -> RetinaFace:
-    """Build the critic's network with fresh weights."""
-    try:
-        return RetinaFace(config["critic"]["backbone"])
-    except ValueError as error:
-        raise ConfigError(f"critic.backbone: {error}") from None
+    copies = Path(settings["blurred"] or data) / "train"
+    if settings["model"] == "generator":
+        return wider_source(data, "train", blurred=copies / blurred_folder)
+    folder = settings["images"]
+    images = (data / "train" if folder == "images" else copies) / folder
+    return labelled_source(images, find_labels(data, "train"))
 
 
 def train(
@@ -173,9 +180,15 @@ def train(
     """
     config = settings["config"]
     source = training_source(settings)
+    batch_size = config[f"train_{settings['model']}"]["batch_size"]
+    if len(source.photos) < batch_size:
+        raise DataError(
+            f"{len(source.photos)} photos make no batch of {batch_size}; "
+            f"lower train_{settings['model']}.batch_size"
+        )
     torch.manual_seed(settings["seed"])
     if settings["model"] == "detector":
-        detector = build_detector(config)
+        detector = RetinaFace(config["critic"]["backbone"])
         if settings["init"]:
             load_weights(detector, Path(settings["init"]))
         elif settings["backbone"]:
@@ -189,7 +202,7 @@ def train(
     generator = BlurGenerator()
     if settings["init"]:
         load_weights(generator, Path(settings["init"]))
-    critic = build_detector(config)
+    critic = RetinaFace(config["critic"]["backbone"])
     load_weights(critic, Path(settings["critic"]))
     recipe = config["train_generator"]
     samples = GeneratorSamples(
@@ -213,7 +226,7 @@ def export(run: RunDirectory, path: Path) -> None:
     if state is None:
         raise RunError(f"{run.path}: no checkpoint yet")
     if run.settings["model"] == "detector":
-        detector = build_detector(run.settings["config"])
+        detector = RetinaFace(run.settings["config"]["critic"]["backbone"])
         detector.load_state_dict(state["detector"])
         save_weights(detector, path)
     else:
@@ -226,7 +239,7 @@ def export(run: RunDirectory, path: Path) -> None:
 def validate(arguments: argparse.Namespace, device: torch.device) -> None:
     """Print a detector's AP on the validation photos."""
     config = load_config(arguments.config, arguments.set)
-    detector = build_detector(config).to(device)
+    detector = RetinaFace(config["critic"]["backbone"]).to(device)
     load_weights(detector, arguments.validate)
     source = validation_source(arguments.data)
     ap, faces = detector_ap(detector, source)
@@ -240,6 +253,8 @@ def main() -> int:
     """Run the command line; returns the exit code."""
     arguments = parse_arguments()
     cv2.setNumThreads(1)
+    # The differentiable step needs float32: TF32 convolutions, cuDNN's default, keep 10 bits.
+    torch.backends.cudnn.allow_tf32 = False
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     try:

@@ -1,4 +1,4 @@
-"""Anonymises one photo: finds its faces, hides them, and checks that they are hidden.
+"""Anonymises one photo: finds its faces, hides them, and checks that no box stayed as it was.
 
 From Python, with the weights in this repository:
 
@@ -28,7 +28,7 @@ from models.redraw import redraw
 from models.retinaface import RetinaFace
 from models.weights import DETECTOR, GENERATOR, load_weights
 from utils.blur import black, face_mask, gaussian_blur, mosaic
-from utils.boxes import Boxes, as_boxes, enlarge, pixel_boxes, usable, xyxy_to_xywh
+from utils.boxes import Boxes, as_boxes, enlarge, outside_message, pixel_boxes, usable
 from utils.image_files import Pixels, jpeg_coded
 
 METHODS = ("dartblur", "gaussian", "mosaic", "black")
@@ -49,7 +49,9 @@ class Anonymized:
     scores: float64 [N], the detector's face probabilities; None for given boxes.
     flags: what a reviewer should know, in this order: "empty_box" (a box of size zero was
         passed over), "tiny_box" (a box too small for the blur was filled with its mean colour
-        first), "flat_box" (a box holds one colour, so that no change could be asked for).
+        first), "flat_box" (a box holds one colour, so that no change could be asked for),
+        "searched_reduced" (the photo is larger than `detect.longest_side` and was searched
+        for faces at that size: small faces may have been missed).
     """
 
     pixels: Pixels
@@ -84,6 +86,8 @@ class Anonymizer:
             boxes, scores = find_faces(self.detector, image, self.config)
         pixels, hidden, flags = anonymize(image, boxes, self.method, self.config, self.generator)
         boxes = as_boxes(boxes)
+        if scores is not None and max(image.shape[:2]) > self.config["detect"]["longest_side"]:
+            flags.append("searched_reduced")
         return Anonymized(pixels, boxes[hidden], None if scores is None else scores[hidden], flags)
 
 
@@ -146,7 +150,9 @@ def anonymize(
     height, width = image.shape[:2]
     corners = pixel_boxes(boxes, height, width)
     hidden = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-    _check_inside(boxes[hidden], corners[hidden], height, width)
+    outside = outside_message(boxes[hidden], height, width)
+    if outside:
+        raise AnonymizeError(outside)
     longest = (boxes[:, 2:] - boxes[:, :2]).max(axis=1, initial=0)
     tiny = hidden & (~usable(boxes) | (longest * config["blur"]["kernel_factor"] < 2))
 
@@ -187,19 +193,8 @@ def _dartblur(
     return np.where(mask[..., None] > 0, redrawn[0].permute(1, 2, 0).cpu().numpy(), image)
 
 
-def _check_inside(boxes: Boxes, corners: NDArray[np.int64], height: int, width: int) -> None:
-    """Refuse a box wholly outside the photo: it belongs to another picture, or was misread."""
-    outside = (corners[:, 2:] <= corners[:, :2]).any(axis=1)
-    if outside.any():
-        box = " ".join(f"{value:g}" for value in xyxy_to_xywh(boxes[outside])[0])
-        raise AnonymizeError(
-            f"the face box {box} (x y w h) lies outside this photo of {width} x {height} pixels; "
-            "check that boxes and photos belong together"
-        )
-
-
 def _check_hidden(image: Pixels, result: Pixels, corners: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Refuse a result that shows a face as it was; tell which boxes hold one colour. Bool [N]."""
+    """Refuse a result with a box left untouched; tell which boxes hold one colour. Bool [N]."""
     is_flat = np.zeros(len(corners), dtype=np.bool_)
     for index, (x1, y1, x2, y2) in enumerate(corners.tolist()):
         before = image[y1:y2, x1:x2]

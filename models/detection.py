@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms, nms
+from torchvision.ops import batched_nms, box_iou, nms
 
 from models.anchors import anchor_grid, decode
 from models.multibox import Targets
@@ -19,14 +19,13 @@ class DetectionError(Exception):
 
 @torch.no_grad()
 def detect(
-    detector: RetinaFace, image: np.ndarray, score: float, nms_iou: float, limit: int = 5000
+    detector: RetinaFace, image: np.ndarray, score: float, nms_iou: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Faces of one photo at its own size.
 
     `image`: uint8 [H, W, 3] RGB. Returns boxes float64 [N, 4] as (x1, y1, x2, y2), clipped
-    to the photo, and face probabilities float64 [N] of at least `score`, best first. At
-    most `limit` candidates enter the non-maximum suppression. The detector must be in
-    eval mode. Raises `DetectionError` if it returns NaN or infinity.
+    to the photo, and face probabilities float64 [N] of at least `score`, best first. The
+    detector must be in eval mode. Raises `DetectionError` if it returns NaN or infinity.
     """
     device = next(detector.parameters()).device
     height, width = image.shape[:2]
@@ -37,8 +36,6 @@ def detect(
         raise DetectionError("the detector returned values that are not finite")
     probabilities = predictions.logits[0].softmax(dim=-1)[:, 1]
     candidates = (probabilities >= score).nonzero()[:, 0]
-    if len(candidates) > limit:
-        candidates = candidates[probabilities[candidates].topk(limit).indices]
     probabilities = probabilities[candidates]
     anchors = anchor_grid(height, width, device)[candidates]
     boxes = decode(predictions.offsets[0, candidates], anchors)
@@ -61,7 +58,9 @@ def detect_at_scales(
 
     The first pass has a longest side of at most `longest_side` px; each further pass
     halves it while it stays at least `shortest_pass`, so that faces larger than the
-    largest anchor (512 px) are found. Arguments and result otherwise as `detect`.
+    largest anchor (512 px) are found. A face found in several passes gets one box around
+    all of its finds: the surest find may cover less of it than another. Arguments and
+    result otherwise as `detect`.
     """
     height, width = image.shape[:2]
     side = min(max(height, width), longest_side)
@@ -77,8 +76,16 @@ def detect_at_scales(
         if side < shortest_pass:
             break
     boxes, scores = np.concatenate(all_boxes), np.concatenate(all_scores)
+    if not len(boxes):
+        return boxes, scores
     kept = nms(torch.from_numpy(boxes), torch.from_numpy(scores), nms_iou).numpy()
-    return boxes[kept], scores[kept]
+    overlap, group = box_iou(torch.from_numpy(boxes), torch.from_numpy(boxes[kept])).max(dim=1)
+    joined = boxes[kept]
+    for box, iou, index in zip(boxes, overlap.tolist(), group.tolist(), strict=True):
+        if iou > nms_iou:
+            joined[index, :2] = np.minimum(joined[index, :2], box[:2])
+            joined[index, 2:] = np.maximum(joined[index, 2:], box[2:])
+    return joined, scores[kept]
 
 
 @torch.no_grad()

@@ -47,11 +47,6 @@ def train_detector(
         weight_decay=recipe["weight_decay"],
     )
     steps_per_epoch = len(samples) // recipe["batch_size"]
-    if not steps_per_epoch:
-        raise TrainingError(
-            f"{len(samples)} photos make no batch of {recipe['batch_size']}; "
-            f"lower train_detector.batch_size"
-        )
     total = steps_per_epoch * recipe["epochs"]
     scheduler = torch.optim.lr_scheduler.OneCycleLR(
         optimizer,
@@ -72,7 +67,9 @@ def train_detector(
     with tqdm(total=total, initial=step, desc="detector", unit="step") as progress:
         while step < total:
             epoch, first = divmod(step, steps_per_epoch)
-            loader = epoch_loader(samples, recipe["batch_size"], 0, epoch, first, workers)
+            loader = epoch_loader(
+                samples, recipe["batch_size"], 0, epoch, first, workers, device.type == "cuda"
+            )
             for batch in loader:
                 losses: dict[str, float] = {}
                 if batch is not None:

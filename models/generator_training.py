@@ -152,11 +152,6 @@ def train_generator(
     recipe = config["train_generator"]
     networks = build_networks(generator, critic, recipe, device)
     batches = len(samples) // recipe["batch_size"]
-    if not batches:
-        raise TrainingError(
-            f"{len(samples)} photos make no batch of {recipe['batch_size']}; "
-            f"lower train_generator.batch_size"
-        )
     passes = plan_passes(recipe, batches, warm_start)
     start, first, step = 0, 0, 0
     state = run.load()
@@ -174,10 +169,16 @@ def train_generator(
             networks.phase_b_optimizer.param_groups[0]["lr"] = recipe["adversary_lr"] * decay
             progress.set_description(f"{current.kind}, epoch {current.epoch}")
             loader = epoch_loader(
-                samples, recipe["batch_size"], current.stage, current.epoch, first, workers
+                samples,
+                recipe["batch_size"],
+                current.stage,
+                current.epoch,
+                first,
+                workers,
+                pin_memory=device.type == "cuda",
             )
+            started = time.perf_counter()
             for index, batch in zip(range(first, current.batches), loader, strict=False):
-                started = time.perf_counter()
                 losses: dict[str, float] = {}
                 if batch is not None:
                     losses = _step(current.kind, networks, DeviceBatch.of(batch, device), config)
@@ -192,7 +193,7 @@ def train_generator(
                     kind=current.kind,
                     epoch=current.epoch,
                     **losses,
-                    seconds=round(time.perf_counter() - started, 4),
+                    seconds=round(time.perf_counter() - started, 4),  # loading included
                 )
                 progress.update()
                 progress.set_postfix({name: f"{value:.3f}" for name, value in losses.items()})
@@ -200,6 +201,7 @@ def train_generator(
                 if ended or step % recipe["checkpoint_every"] == 0:
                     where = {"pass": position + ended, "batch": 0 if ended else index + 1}
                     run.save({**networks.state(), **where, "step": step})
+                started = time.perf_counter()
             first = 0
 
 

@@ -278,6 +278,8 @@ def test_ctrl_c_ends_the_run_without_a_mess(tmp_path: Path) -> None:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # A shell's background job ignores Ctrl-C, and so would what it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     # Ctrl-C reaches every process of the group; the moment is when the first copy is there.
     while process.poll() is None and not any(output.glob("*.jpg")):

@@ -191,13 +191,21 @@ def test_cmyk_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "file_format"),
-    [("a.png", "PNG"), ("a.tif", "TIFF"), ("a.webp", "WEBP"), ("a.jpg", "MPO")],
+    [("a.png", "PNG"), ("a.tif", "TIFF"), ("a.webp", "WEBP")],
 )
 def test_several_frames_are_refused(tmp_path: Path, name: str, file_format: str) -> None:
     path = tmp_path / name
     frames = [Image.fromarray(picture()), Image.fromarray(255 - picture())]
     frames[0].save(path, file_format, save_all=True, append_images=frames[1:])
     assert "several frames" in refusal(path)
+
+
+def test_of_a_phones_two_pictures_in_one_file_the_first_is_the_photo(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    frames = [Image.fromarray(smooth_picture()), Image.fromarray(255 - smooth_picture())]
+    frames[0].save(path, "MPO", save_all=True, append_images=frames[1:], quality=95)
+    difference = np.abs(read_photo(path).pixels.astype(int) - smooth_picture())
+    assert difference.mean() < 8
 
 
 @pytest.mark.parametrize("suffix", sorted(PHOTO_SUFFIXES))

@@ -59,6 +59,20 @@ def pixel_boxes(boxes: ArrayLike, height: int, width: int) -> NDArray[np.int64]:
     return np.minimum(np.maximum(rounded, 0.0), limits).astype(np.int64)
 
 
+def outside_message(boxes: ArrayLike, height: int, width: int) -> str | None:
+    """Say which box (xyxy, `[N, 4]`) lies wholly outside an image; None if none does."""
+    array = as_boxes(boxes)
+    corners = pixel_boxes(array, height, width)
+    outside = (corners[:, 2:] <= corners[:, :2]).any(axis=1)
+    if not outside.any():
+        return None
+    box = " ".join(f"{value:g}" for value in xyxy_to_xywh(array[outside])[0])
+    return (
+        f"the face box {box} (x y w h) lies outside this photo of {width} x {height} pixels; "
+        "check that boxes and photos belong together"
+    )
+
+
 def enlarge(boxes: ArrayLike, factor: float) -> Boxes:
     """Multiply both sides of each box (xyxy, `[N, 4]`) by `factor` about the box's centre."""
     array = as_boxes(boxes)

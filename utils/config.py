@@ -10,6 +10,8 @@ import yaml
 
 CONFIG = Path(__file__).resolve().parent.parent / "config.yaml"
 
+BACKBONES = ("mobilenet0.25",)
+RANGES = (("train_generator", "aspect"), ("train_generator", "scale"), ("train_detector", "crop"))
 SUBSAMPLINGS = ("4:4:4", "4:2:2", "4:2:0")
 
 INFINITE = float("inf")
@@ -21,6 +23,12 @@ LIMITS = {
     "multibox.match_iou": (0, 1),
     "multibox.label_smoothing": (0, 1),
     "train_generator.epochs": (1, INFINITE),
+    "train_generator.adversary_lr": (0, INFINITE),
+    "train_generator.generator_lr": (0, INFINITE),
+    "train_generator.warm_start_lr": (0, INFINITE),
+    "train_generator.betas": (0, 0.999999),
+    "train_generator.lr_decay": (0, 1),
+    "train_generator.clip_norm": (0, INFINITE),
     "train_generator.batch_size": (1, INFINITE),
     "train_generator.frame": (32, INFINITE),
     "train_generator.aspect": (0.05, 20),
@@ -31,6 +39,8 @@ LIMITS = {
     "train_generator.warm_start_steps": (0, INFINITE),
     "train_generator.checkpoint_every": (1, INFINITE),
     "train_detector.epochs": (1, INFINITE),
+    "train_detector.lr": (1e-12, INFINITE),
+    "train_detector.weight_decay": (0, INFINITE),
     "train_detector.batch_size": (1, INFINITE),
     "train_detector.frame": (32, INFINITE),
     "train_detector.crop": (0.01, 1),
@@ -75,13 +85,19 @@ def load_config(path: Path = CONFIG, overrides: Sequence[str] = ()) -> dict[str,
 
 
 def check_limits(config: dict[str, Any]) -> None:
-    """Raise `ConfigError` for a number outside its `LIMITS`, or for an unknown subsampling."""
+    """Raise `ConfigError` for a number outside its `LIMITS`, or for an unknown name."""
     for name, (lowest, highest) in LIMITS.items():
         section, key = name.split(".")
         value = config[section][key]
         for number in value if isinstance(value, list) else [value]:
             if not lowest <= number <= highest:
                 raise ConfigError(f"{name} must be from {lowest} to {highest}, not {number}")
+    for section, key in RANGES:
+        low, high = config[section][key]
+        if low > high:
+            raise ConfigError(f"{section}.{key} must be [low, high], not [{low}, {high}]")
+    if config["critic"]["backbone"] not in BACKBONES:
+        raise ConfigError(f"critic.backbone must be one of {', '.join(BACKBONES)}")
     if config["output"]["jpeg_subsampling"] not in SUBSAMPLINGS:
         raise ConfigError(f"output.jpeg_subsampling must be one of {', '.join(SUBSAMPLINGS)}")
 

@@ -69,16 +69,13 @@ class Source:
     blurred_dir: Path | None = None
 
 
-def wider_source(
-    root: Path, split: str, folder: str = "images", blurred: Path | None = None
-) -> Source:
+def wider_source(root: Path, split: str, blurred: Path | None = None) -> Source:
     """The photos of one WIDER FACE split that have a usable face.
 
-    `folder` names the image variant to learn from; `blurred` is the folder that holds the
-    blurred copies. Raises `DataError` where photos are missing, `FileNotFoundError` or
-    `utils.widerface.LabelError` for the labels.
+    `blurred` is the folder that holds the blurred copies. Raises `DataError` where
+    photos are missing, `FileNotFoundError` or `utils.widerface.LabelError` for the labels.
     """
-    return labelled_source(root / split / folder, find_labels(root, split), blurred)
+    return labelled_source(root / split / "images", find_labels(root, split), blurred)
 
 
 def labelled_source(images_dir: Path, labels: Path, blurred: Path | None = None) -> Source:
@@ -215,6 +212,7 @@ def epoch_loader(
     epoch: int,
     first_batch: int,
     workers: int,
+    pin_memory: bool = False,
 ) -> DataLoader[Any]:
     """Batches of one epoch from `first_batch` on; the last, smaller batch is left out.
 
@@ -230,7 +228,7 @@ def epoch_loader(
         drop_last=True,
         multiprocessing_context="spawn" if workers else None,
         worker_init_fn=_single_thread if workers else None,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=pin_memory,
     )
 
 

@@ -4,9 +4,9 @@ An anonymiser must not hand on what it did not look at: a photo that would not s
 without loss, or that is broken anywhere, is refused with a `PhotoError`.
 """
 
+import hashlib
 import io
 import os
-import uuid
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,7 +86,9 @@ def read_photo(path: Path) -> Photo:
 
 def _decoded(path: Path, image: Image.Image) -> Photo:
     """Check an opened picture, decode it all, and turn it upright."""
-    if getattr(image, "n_frames", 1) != 1:
+    # A phone's JPEG may carry a second picture (MPO), a depth map or a preview: only the first,
+    # the photo, is read, and nothing else is written.
+    if getattr(image, "n_frames", 1) != 1 and image.format != "MPO":
         raise PhotoError(f"{path}: holds several frames; save the one wanted as its own file")
     if _has_deep_samples(image):
         raise PhotoError(f"{path}: has more than 8 bits a channel; convert it to 8 bits first")
@@ -139,9 +141,11 @@ def write_photo(
         data = _encoded(path, pixels, icc_profile, jpeg_quality, subsampling)
         path.parent.mkdir(parents=True, exist_ok=True)
         # Short, so that it fits where the name itself fits; ends in what find_photos ignores.
-        temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
+        # The same for every try: what a killed run leaves is written over by the next.
+        digest = hashlib.sha256(path.name.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+        temporary = path.with_name(f".{digest}.tmp")
         try:
-            with temporary.open("xb") as file:
+            with temporary.open("wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())

@@ -13,9 +13,7 @@ from pathlib import Path, PurePosixPath
 from utils.boxes import Boxes
 from utils.image_files import PHOTO_SUFFIXES, find_photos
 from utils.manifest import holds_manifest
-from utils.widerface import HOW_TO_GET, LabelledPhoto, photo_path
-
-SPLITS = ("train", "val")
+from utils.widerface import HOW_TO_GET, SPLITS, LabelledPhoto, photo_path
 
 
 class OutputError(Exception):

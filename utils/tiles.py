@@ -13,6 +13,9 @@ import numpy as np
 
 LATTICE = 32
 
+MAX_AREA = 1 << 20
+"""Pixels of a shared tile, at most; bounds the memory of a photo full of faces."""
+
 
 @dataclass(frozen=True)
 class Tile:
@@ -35,7 +38,8 @@ def plan_tiles(
 
     `faces`: int [N, 4] as (x1, y1, x2, y2), inside the frame of `height` x `width`. Around
     each face the tile holds at least `context` px of its own scale, where the frame has
-    them. Faces whose tiles together cost no less than one tile around both share it. Every
+    them. Faces whose tiles together cost no less than one tile around both share it, while it has
+    at most `MAX_AREA` px of its own scale. Every
     pixel of a face is owned by exactly one tile; where faces of several levels overlap, by
     that of the finest.
     """
@@ -48,7 +52,9 @@ def plan_tiles(
     planned: list[tuple[int, np.ndarray]] = []
     for level in sorted(set(levels.tolist()), reverse=True):
         group = faces[levels == level]
-        regions, members = _share(_regions(group, height, width, context, level))
+        regions, members = _share(
+            _regions(group, height, width, context, level), MAX_AREA << (2 * level)
+        )
         for region, indices in zip(regions, members, strict=True):
             for x1, y1, x2, y2 in group[indices]:
                 owner[y1:y2, x1:x2] = len(planned)
@@ -71,8 +77,11 @@ def _regions(faces: np.ndarray, height: int, width: int, context: int, level: in
     return np.concatenate([starts, ends], axis=1)
 
 
-def _share(regions: np.ndarray) -> tuple[np.ndarray, list[list[int]]]:
-    """Join regions while one around two is no larger than both; also says who is in which."""
+def _share(regions: np.ndarray, max_area: int) -> tuple[np.ndarray, list[list[int]]]:
+    """Join regions while one around two is no larger than both, nor than `max_area` pixels.
+
+    Also says which of the given regions is in which of the returned.
+    """
     members = [[index] for index in range(len(regions))]
     first = 0
     while first < len(regions):
@@ -84,6 +93,7 @@ def _share(regions: np.ndarray) -> tuple[np.ndarray, list[list[int]]]:
             axis=1,
         )
         saving = _area(regions) + _area(regions[first]) - _area(joined)
+        saving[_area(joined) > max_area] = -1
         saving[first] = -1
         other = int(saving.argmax())
         if saving[other] < 0:

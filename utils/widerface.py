@@ -28,6 +28,10 @@ HOW_TO_GET = (
     "and run python data/prepare_widerface.py"
 )
 
+LARGEST = 100_000  # px; a larger box is no box, and its kernel would exhaust the memory
+
+SPLITS = ("train", "val")
+
 Line = tuple[int, str]
 
 
@@ -192,6 +196,8 @@ def _row(path: Path, number: int, text: str, columns: tuple[int, ...]) -> list[f
             f"{path}:{number}: expected a width and a height of 0 or more, "
             f"got {row[2]:g} x {row[3]:g}"
         )
+    if max(map(abs, row[:4])) > LARGEST:
+        raise LabelError(f"{path}:{number}: expected a box within {LARGEST} px, got {text[:60]!r}")
     return row
 
 

@@ -9,8 +9,8 @@ Prints, for clean, Gaussian and DartBlur pixels before the output is coded:
   pixels inside a face box and their neighbours outside, averaged over faces with sides of at
   least 16 px that no other box touches;
 - the mean absolute difference to the clean face inside the boxes;
-- for DartBlur, the smooth-L1 distance S to Gaussian blur per photo (the quantity that the
-  training holds under its budget): mean, 95th percentile, and share of photos within the budget.
+- for DartBlur, the smooth-L1 distance S to the coded Gaussian blur per photo (the quantity that
+  the training holds under its budget): mean, 95th percentile, share of photos within the budget.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from utils.boxes import pixel_boxes, usable
 from utils.config import load_config
 from utils.device import pick_device
 from utils.face_dataset import validation_source
-from utils.image_files import read_photo
+from utils.image_files import jpeg_coded, read_photo
 from utils.widerface import photo_path
 
 SMALLEST = 16
@@ -97,7 +97,8 @@ def main() -> None:
         for name, variant in variants.items():
             steps[name] += [border_step(variant, box) for box in lone]
             to_clean[name].append(cv2.absdiff(variant, pixels)[mask].mean())
-        distance = cv2.absdiff(variants["dartblur"], variants["gaussian"])[mask].astype(float)
+        coded = jpeg_coded(variants["gaussian"], config["blur"]["jpeg_quality"])
+        distance = cv2.absdiff(variants["dartblur"], coded)[mask].astype(float)
         to_blur.append(np.where(distance < 1, distance**2 / 2, distance - 0.5).mean())
     print(f"{len(to_blur)} photos with faces, border measured on {len(steps['clean'])} faces")
     print("| pixels | step at the box border | difference to the clean face |")
