@@ -232,7 +232,11 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--weights", type=Path, default=GENERATOR, metavar="FILE", help="generator (%(default)s)"
     )
     parser.add_argument(
-        "--detector", type=Path, default=DETECTOR, metavar="FILE", help="RetinaFace (%(default)s)"
+        "--detector",
+        type=Path,
+        default=DETECTOR,
+        metavar="FILE",
+        help="RetinaFace with MobileNet or ResNet-50, told by the file (%(default)s)",
     )
     parser.add_argument("--config", type=Path, default=CONFIG, help="recipe (%(default)s)")
     parser.add_argument(

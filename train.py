@@ -3,6 +3,7 @@
 
 The generator, on WIDER FACE under data/widerface (run gaussblur.py first):
 
+    python train.py --dry-run                  # checks everything, and says how long it will take
     python train.py
     python train.py --data DIR --blurred OUT --run runs/first --set train_generator.frame=320
 
@@ -15,9 +16,19 @@ A face detector, on the clean images or any other variant of them:
     python train.py --model detector --backbone mobilenet0.25_imagenet.tar
     python train.py --model detector --backbone ... --images images_G2_M80
 
-Continue a run that was stopped; write the weights that dartblur.py reads; score a detector:
+Several GPUs, here 4; the batch size is that of all together, so the recipe stays as it is. The
+lone dashes keep torchrun from taking --run for an option of its own:
+
+    torchrun --nproc_per_node=4 -- train.py --run runs/first --workers 4
+
+Continue a run that was stopped; carry it to another machine in a small file, and go on there:
 
     python train.py --resume runs/first
+    python train.py --light runs/first --to first.safetensors
+    python train.py --resume first.safetensors --run runs/first --data DIR
+
+Write the weights that dartblur.py reads; score a detector:
+
     python train.py --export runs/first --to models/weights/mine.safetensors
     python train.py --validate models/weights/retinaface_mobilenet0.25.safetensors --data DIR
 """
@@ -26,7 +37,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,25 +44,26 @@ import cv2
 import torch
 
 from models.detection import DetectionError
-from models.detector_training import TrainingError, detector_ap, train_detector
+from models.detector_training import detector_ap
+from models.dry_run import dry_run
 from models.generator import BlurGenerator
-from models.generator_training import train_generator
-from models.retinaface import RetinaFace
-from models.weights import DETECTOR, WeightsError, load_backbone, load_weights, save_weights
+from models.light_checkpoint import read_light, write_light
+from models.training_loop import TrainingError, run_training
+from models.training_setup import build_training
+from models.weights import (
+    DETECTOR,
+    WeightsError,
+    build_retinaface,
+    load_retinaface,
+    save_weights,
+)
 from utils.config import CONFIG, ConfigError, load_config
 from utils.device import DeviceError, pick_device
-from utils.face_dataset import (
-    DataError,
-    DetectorSamples,
-    GeneratorSamples,
-    Source,
-    labelled_source,
-    validation_source,
-    wider_source,
-)
+from utils.face_dataset import DataError, validation_source
 from utils.image_files import PhotoError
+from utils.processes import ProcessError, all_agree, joined, process_rank
 from utils.run_dir import RunDirectory, RunError
-from utils.widerface import LabelError, find_labels
+from utils.widerface import LabelError
 
 EXPECTED_ERRORS = (
     ConfigError,
@@ -62,10 +73,16 @@ EXPECTED_ERRORS = (
     LabelError,
     OSError,
     PhotoError,
+    ProcessError,
     RunError,
     TrainingError,
     WeightsError,
 )
+
+DATA = Path("data/widerface")
+
+CARRIED = ("data", "blurred", "photos", "labels")
+"""Options that a light checkpoint takes anew: another machine has other folders."""
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -74,9 +91,7 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", choices=["generator", "detector"], default="generator")
-    parser.add_argument(
-        "--data", type=Path, default=Path("data/widerface"), help="WIDER FACE tree (%(default)s)"
-    )
+    parser.add_argument("--data", type=Path, help=f"WIDER FACE tree (default: {DATA})")
     parser.add_argument(
         "--blurred",
         type=Path,
@@ -88,9 +103,20 @@ def parse_arguments() -> argparse.Namespace:
         "--images", default="images", help="detector: image folder to learn from (%(default)s)"
     )
     parser.add_argument("--run", type=Path, help="run directory (default: runs/MODEL)")
-    parser.add_argument("--resume", type=Path, metavar="RUN", help="continue this run")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check data, weights, disk and a step; write nothing"
+    )
+    parser.add_argument(
+        "--resume", type=Path, metavar="RUN", help="continue this run, or this light checkpoint"
+    )
     parser.add_argument("--export", type=Path, metavar="RUN", help="write a run's weights to --to")
-    parser.add_argument("--to", type=Path, metavar="FILE", help="safetensors file of --export")
+    parser.add_argument(
+        "--best", action="store_true", help="export the best checkpoint, not the newest"
+    )
+    parser.add_argument(
+        "--light", type=Path, metavar="RUN", help="write a run's light checkpoint to --to"
+    )
+    parser.add_argument("--to", type=Path, metavar="FILE", help="safetensors file to write")
     parser.add_argument(
         "--validate", type=Path, metavar="WEIGHTS", help="print a detector's AP on the val split"
     )
@@ -114,10 +140,14 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if (arguments.photos is None) != (arguments.labels is None):
         parser.error("--photos and --labels go together")
-    if (arguments.export is None) != (arguments.to is None):
-        parser.error("--export and --to go together")
+    if ((arguments.export or arguments.light) is None) != (arguments.to is None):
+        parser.error("--to goes with --export or --light, and they with it")
+    if arguments.best and not arguments.export:
+        parser.error("--best goes with --export")
     if arguments.resume:
-        free = {"resume", "device", "workers", "threads"}
+        free = {"resume", "device", "workers", "threads", "dry_run"}
+        if arguments.resume.suffix == ".safetensors":
+            free |= {"run", *CARRIED}
         changed = [
             f"--{name}"
             for name, value in vars(arguments).items()
@@ -145,6 +175,7 @@ def run_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """What a run must remember to be continued: plain values, paths as absolute text."""
     names = ("data", "blurred", "photos", "labels", "critic", "init", "backbone")
     paths = {name: getattr(arguments, name) for name in names}
+    paths["data"] = paths["data"] or DATA
     return {
         "model": arguments.model,
         "images": arguments.images,
@@ -154,81 +185,52 @@ def run_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def training_source(settings: dict[str, Any]) -> Source:
-    """Find the photos, labels and blurred copies that the settings name."""
-    blurred_folder = settings["config"]["blur"]["folder"]
-    if settings["photos"]:
-        return labelled_source(Path(settings["photos"]), Path(settings["labels"]))
-    data = Path(settings["data"])
-    copies = Path(settings["blurred"] or data) / "train"
-    if settings["model"] == "generator":
-        return wider_source(data, "train", blurred=copies / blurred_folder)
-    folder = settings["images"]
-    images = (data / "train" if folder == "images" else copies) / folder
-    return labelled_source(images, find_labels(data, "train"))
+def train(arguments: argparse.Namespace, device: torch.device) -> None:
+    """Start a run, continue one, or try what it needs (`--dry-run`).
 
-
-def train(
-    settings: dict[str, Any],
-    open_run: Callable[[], RunDirectory],
-    device: torch.device,
-    workers: int,
-) -> None:
-    """Wire one run: build its networks, load what they start from, hand over to the loop.
-
-    The run is opened last: missing data or weights must not leave a run directory behind.
+    A new run is opened last: missing data or weights must not leave a run directory behind.
     """
-    config = settings["config"]
-    source = training_source(settings)
-    batch_size = config[f"train_{settings['model']}"]["batch_size"]
-    if len(source.photos) < batch_size:
-        raise DataError(
-            f"{len(source.photos)} photos make no batch of {batch_size}; "
-            f"lower train_{settings['model']}.batch_size"
-        )
-    torch.manual_seed(settings["seed"])
-    if settings["model"] == "detector":
-        detector = RetinaFace(config["critic"]["backbone"])
-        if settings["init"]:
-            load_weights(detector, Path(settings["init"]))
-        elif settings["backbone"]:
-            load_backbone(detector, Path(settings["backbone"]))
-        recipe = config["train_detector"]
-        detector_samples = DetectorSamples(
-            source, settings["seed"], recipe["frame"], tuple(recipe["crop"])
-        )
-        train_detector(detector, detector_samples, config, open_run(), device, workers)
-        return
-    generator = BlurGenerator()
-    if settings["init"]:
-        load_weights(generator, Path(settings["init"]))
-    critic = RetinaFace(config["critic"]["backbone"])
-    load_weights(critic, Path(settings["critic"]))
-    recipe = config["train_generator"]
-    samples = GeneratorSamples(
-        source,
-        settings["seed"],
-        recipe["frame"],
-        tuple(recipe["aspect"]),
-        tuple(recipe["scale"]),
-        recipe["placements"],
-        config["blur"]["kernel_factor"],
-        config["blur"]["jpeg_quality"],
-    )
-    train_generator(
-        generator, critic, samples, open_run(), device, workers, warm_start=not settings["init"]
-    )
+    writes = process_rank() == 0  # the first of several processes alone
+    run, state = None, None
+    if arguments.resume and arguments.resume.suffix == ".safetensors":
+        settings, state = read_light(arguments.resume)
+        for name in CARRIED:
+            path = getattr(arguments, name)
+            if path is not None:
+                settings[name] = str(path.resolve())
+    elif arguments.resume:
+        run = RunDirectory.open(arguments.resume, writes)
+        settings, state = run.settings, run.load()
+    else:
+        settings = run_settings(arguments)
+    path = arguments.resume if run else arguments.run or Path("runs") / settings["model"]
+    try:
+        setup = build_training(settings, device, state)
+        if arguments.dry_run:
+            report = dry_run(setup, path, device, arguments.workers, state["step"] if state else 0)
+            if writes:
+                print(report)
+            return
+        if run is None:
+            run = RunDirectory.create(path, settings, writes, state)
+        all_agree(True)  # the others wait until the first has written
+        run_training(setup.training, setup.samples, setup.schedule, run, device, arguments.workers)
+    except torch.cuda.OutOfMemoryError:
+        section = f"train_{settings['model']}"
+        raise TrainingError(
+            f"the GPU's memory does not suffice; lower {section}.batch_size or {section}.frame "
+            f"(--dry-run tries a step), or share the batch among GPUs with torchrun. "
+            f"The run's checkpoints stay"
+        ) from None
 
 
-def export(run: RunDirectory, path: Path) -> None:
+def export(run: RunDirectory, path: Path, best: bool) -> None:
     """Write the run's generator as float16, or its detector as float32, safetensors."""
-    state = run.load()
+    state = run.load(best)
     if state is None:
         raise RunError(f"{run.path}: no checkpoint yet")
     if run.settings["model"] == "detector":
-        detector = RetinaFace(run.settings["config"]["critic"]["backbone"])
-        detector.load_state_dict(state["detector"])
-        save_weights(detector, path)
+        save_weights(build_retinaface(state["detector"], run.path), path)
     else:
         generator = BlurGenerator()
         generator.load_state_dict(state["generator"])
@@ -238,10 +240,8 @@ def export(run: RunDirectory, path: Path) -> None:
 
 def validate(arguments: argparse.Namespace, device: torch.device) -> None:
     """Print a detector's AP on the validation photos."""
-    config = load_config(arguments.config, arguments.set)
-    detector = RetinaFace(config["critic"]["backbone"]).to(device)
-    load_weights(detector, arguments.validate)
-    source = validation_source(arguments.data)
+    detector = load_retinaface(arguments.validate).to(device)
+    source = validation_source(arguments.data or DATA)
     ap, faces = detector_ap(detector, source)
     print(
         f"{arguments.validate}: AP {ap:.4f} at IoU 0.5, {faces} valid faces of at least 30 px "
@@ -262,14 +262,15 @@ def main() -> int:
         if arguments.validate:
             validate(arguments, device)
         elif arguments.export:
-            export(RunDirectory.open(arguments.export), arguments.to)
-        elif arguments.resume:
-            run = RunDirectory.open(arguments.resume)
-            train(run.settings, lambda: run, device, arguments.workers)
+            export(RunDirectory.open(arguments.export), arguments.to, arguments.best)
+        elif arguments.light:
+            write_light(RunDirectory.open(arguments.light), arguments.to)
         else:
-            settings = run_settings(arguments)
-            path = arguments.run or Path("runs") / arguments.model
-            train(settings, lambda: RunDirectory.create(path, settings), device, arguments.workers)
+            with joined(device) as own_device:
+                train(arguments, own_device)
+    except torch.cuda.OutOfMemoryError:  # of --validate
+        print("train.py: the GPU's memory does not suffice; use --device cpu", file=sys.stderr)
+        return 1
     except EXPECTED_ERRORS as error:
         # A loader process sends its traceback along; the error itself is the last line.
         print(f"train.py: {str(error).splitlines()[-1]}", file=sys.stderr)

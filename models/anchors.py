@@ -39,8 +39,8 @@ def encode(boxes: Tensor, anchors: Tensor) -> Tensor:
     side = boxes[..., 2:] - boxes[..., :2]
     return torch.cat(
         [
-            (centre - anchors[:, :2]) / (VARIANCES[0] * anchors[:, 2:]),
-            torch.log(side / anchors[:, 2:]) / VARIANCES[1],
+            (centre - anchors[..., :2]) / (VARIANCES[0] * anchors[..., 2:]),
+            torch.log(side / anchors[..., 2:]) / VARIANCES[1],
         ],
         dim=-1,
     )
@@ -48,20 +48,20 @@ def encode(boxes: Tensor, anchors: Tensor) -> Tensor:
 
 def decode(offsets: Tensor, anchors: Tensor) -> Tensor:
     """Boxes [..., A, 4] from offsets [..., A, 4]; the inverse of `encode`."""
-    centre = anchors[:, :2] + offsets[..., :2] * VARIANCES[0] * anchors[:, 2:]
-    half = anchors[:, 2:] * torch.exp(offsets[..., 2:] * VARIANCES[1]) / 2
+    centre = anchors[..., :2] + offsets[..., :2] * VARIANCES[0] * anchors[..., 2:]
+    half = anchors[..., 2:] * torch.exp(offsets[..., 2:] * VARIANCES[1]) / 2
     return torch.cat([centre - half, centre + half], dim=-1)
 
 
-def pairwise_iou(boxes: Tensor, others: Tensor) -> Tensor:
-    """Intersection over union [B, M, A] of boxes [B, M, 4] and boxes [A, 4]; 0 for no area."""
-    top_left = torch.maximum(boxes[:, :, None, :2], others[:, :2])
-    bottom_right = torch.minimum(boxes[:, :, None, 2:], others[:, 2:])
-    overlap = (bottom_right - top_left).clamp(min=0).prod(dim=-1)
-    area = (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(dim=-1)
-    other_area = (others[:, 2:] - others[:, :2]).clamp(min=0).prod(dim=-1)
-    union = area[:, :, None] + other_area - overlap
-    return overlap / union.clamp(min=1e-9)
+def batched_iou(boxes: Tensor, others: Tensor) -> Tensor:
+    """Intersection over union [B, M, A] of boxes [B, M, 4] and [B, A, 4]; 0 for no area."""
+    x1, y1, x2, y2 = boxes[:, :, None].unbind(dim=-1)  # [B, M, 1] each
+    u1, v1, u2, v2 = others[:, None].unbind(dim=-1)  # [B, 1, A] each
+    overlap = (torch.minimum(x2, u2) - torch.maximum(x1, u1)).clamp(min=0)
+    overlap = overlap * (torch.minimum(y2, v2) - torch.maximum(y1, v1)).clamp(min=0)
+    area = (x2 - x1).clamp(min=0) * (y2 - y1).clamp(min=0)
+    other_area = (u2 - u1).clamp(min=0) * (v2 - v1).clamp(min=0)
+    return overlap / (area + other_area - overlap).clamp(min=1e-9)
 
 
 def match(
@@ -80,10 +80,10 @@ def match(
         shape = (batch, anchors.shape[0])
         return present.new_zeros(shape), torch.zeros(shape, dtype=torch.long, device=boxes.device)
     corners = torch.cat(
-        [anchors[:, :2] - anchors[:, 2:] / 2, anchors[:, :2] + anchors[:, 2:] / 2], 1
+        [anchors[..., :2] - anchors[..., 2:] / 2, anchors[..., :2] + anchors[..., 2:] / 2], 1
     )
     present = present & (boxes[..., 2:] > boxes[..., :2]).all(dim=-1)
-    iou = pairwise_iou(boxes, corners).masked_fill(~present[:, :, None], -1.0)  # [B, M, A]
+    iou = batched_iou(boxes, corners[None]).masked_fill(~present[:, :, None], -1.0)  # [B, M, A]
     overlap, index = iou.max(dim=1)  # [B, A]
     best_anchor = iou.argmax(dim=2)  # [B, M]
     # Faces are written to the anchors they claim; the highest index wins a contested one.

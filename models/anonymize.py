@@ -26,7 +26,7 @@ from models.detection import detect_at_scales
 from models.generator import BlurGenerator
 from models.redraw import redraw
 from models.retinaface import RetinaFace
-from models.weights import DETECTOR, GENERATOR, load_weights
+from models.weights import DETECTOR, GENERATOR, load_retinaface, load_weights
 from utils.blur import black, face_mask, gaussian_blur, mosaic
 from utils.boxes import Boxes, as_boxes, enlarge, outside_message, pixel_boxes, usable
 from utils.image_files import Pixels, jpeg_coded
@@ -107,8 +107,7 @@ def load_anonymizer(
         networks["generator"] = BlurGenerator()
         load_weights(networks["generator"], generator)
     if detector is not None:
-        networks["detector"] = RetinaFace(config["critic"]["backbone"])
-        load_weights(networks["detector"], detector)
+        networks["detector"] = load_retinaface(detector)
     for network in networks.values():
         network.eval().requires_grad_(False).to(device).to(memory_format=torch.channels_last)
     return Anonymizer(method, config, **networks)

@@ -6,11 +6,20 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms, box_iou, nms
+from torchvision.ops import box_iou, nms
 
-from models.anchors import anchor_grid, decode
+from models.anchors import anchor_grid, batched_iou, decode
 from models.multibox import Targets
 from models.retinaface import RetinaFace
+
+MAX_CANDIDATES = 1024
+"""Anchors of an image that pseudo-labels are made of, at most."""
+
+MAX_FACES = 512
+"""Pseudo-labels of an image, at most."""
+
+ROUNDS = 15
+"""Rounds of `suppress`; odd, so that none of its kept boxes is one too many."""
 
 
 class DetectionError(Exception):
@@ -94,24 +103,34 @@ def pseudo_labels(
 ) -> Targets:
     """The faces t that the critic finds on clean images (`method`: thresholded *logit*).
 
-    `images`: [B, 3, H, W] RGB, 0-255. Anchors whose raw face logit reaches `score_logit`
-    count, then non-maximum suppression per image. An image without a find has no present
-    box. The critic must be in eval mode.
+    `images`: [B, 3, H, W] RGB, 0-255. Of each image, the `MAX_CANDIDATES` anchors with the
+    highest raw face logit count, where it reaches `score_logit`; then non-maximum suppression,
+    then the best `MAX_FACES`. An image without a find has no present box. The critic must be
+    in eval mode. All shapes are fixed beforehand, so nothing waits for the device.
     """
     predictions = critic(images)
-    logits = predictions.logits[..., 1]  # [B, A]
-    boxes = decode(predictions.offsets, anchor_grid(*images.shape[2:], images.device))
-    image_index, anchor_index = (logits >= score_logit).nonzero(as_tuple=True)
-    kept = batched_nms(
-        boxes[image_index, anchor_index], logits[image_index, anchor_index], image_index, nms_iou
-    )
-    image_index, anchor_index = image_index[kept], anchor_index[kept]
-    counts = torch.bincount(image_index, minlength=len(images))
-    order = image_index.argsort(stable=True)
-    image_index, anchor_index = image_index[order], anchor_index[order]
-    slot = torch.arange(len(order), device=images.device) - (counts.cumsum(0) - counts)[image_index]
-    most = int(counts.max())
-    padded = images.new_zeros(len(images), most, 4)
-    padded[image_index, slot] = boxes[image_index, anchor_index]
-    present = torch.arange(most, device=images.device) < counts[:, None]
-    return Targets(padded, present)
+    anchors = anchor_grid(*images.shape[2:], images.device)
+    logits, index = predictions.logits[..., 1].topk(min(MAX_CANDIDATES, len(anchors)))  # [B, K]
+    offsets = predictions.offsets.gather(1, index[..., None].expand(-1, -1, 4))
+    boxes = decode(offsets, anchors[index])  # [B, K, 4], best first
+    kept = suppress(boxes, logits >= score_logit, nms_iou)
+    # The kept ones move to the front, in order; what is left over is not present.
+    order = kept.byte().argsort(dim=1, descending=True, stable=True)[:, :MAX_FACES]
+    return Targets(boxes.gather(1, order[..., None].expand(-1, -1, 4)), kept.gather(1, order))
+
+
+def suppress(boxes: Tensor, valid: Tensor, nms_iou: float) -> Tensor:
+    """Greedy non-maximum suppression of a whole batch at once; bool [B, K], what is kept.
+
+    `boxes`: [B, K, 4], best first; `valid`: bool [B, K]. A box is dropped where its IoU with a
+    better one that is kept exceeds `nms_iou`. The greedy rule is the fixed point of "kept unless
+    a better kept box covers me"; started from all, every second round keeps too few and the
+    others too many, until they meet. A box at the end of a chain of more than `ROUNDS` boxes that
+    each drop the next is dropped in doubt.
+    """
+    better = torch.ones(boxes.shape[1:2] * 2, dtype=torch.bool, device=boxes.device).triu(1)
+    covers = ((batched_iou(boxes, boxes) > nms_iou) & better).to(boxes.dtype)  # [B, K, K]
+    kept = valid
+    for _ in range(ROUNDS):
+        kept = valid & (kept.to(boxes.dtype)[:, None] @ covers < 0.5)[:, 0]
+    return kept

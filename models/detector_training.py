@@ -2,109 +2,99 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.func import functional_call
 from tqdm import tqdm
 
+from models.batch_norm import share_batch_norm
 from models.detection import detect
 from models.multibox import MultiBoxLoss, Targets
 from models.retinaface import RetinaFace
+from models.training_loop import advance
+from models.training_pictures import comparison
 from utils.average_precision import average_precision
-from utils.face_dataset import DataError, DetectorSamples, Source, epoch_loader
+from utils.face_dataset import Batch, DataError, Source
 from utils.image_files import read_photo
-from utils.run_dir import RunDirectory
+from utils.processes import process_count, share_gradients
+from utils.sampling import Pass
 from utils.widerface import photo_path
 
+REWARM_STEPS = 20
+"""Steps that fill AdamW's moments after a light checkpoint."""
 
-class TrainingError(Exception):
-    """A run that cannot go on; the message is one line that says where it stood."""
 
+class DetectorTraining:
+    """A detector and its optimizer (`models.training_loop.Training`): AdamW, one cycle."""
 
-def train_detector(
-    detector: RetinaFace,
-    samples: DetectorSamples,
-    config: dict[str, Any],
-    run: RunDirectory,
-    device: torch.device,
-    workers: int,
-) -> None:
-    """Train `detector` in place by `config["train_detector"]`, from the run's checkpoint on.
+    def __init__(
+        self, detector: RetinaFace, config: dict[str, Any], device: torch.device, batches: int
+    ) -> None:
+        self.recipe = config["train_detector"]
+        options = {name: v for name, v in config["multibox"].items() if name != "label_smoothing"}
+        self.loss_function = MultiBoxLoss(**options)
+        self.detector = detector.to(device).to(memory_format=torch.channels_last).train()
+        if process_count() > 1:
+            share_batch_norm(detector)
+        self.learner = share_gradients(detector)
+        self.optimizer = torch.optim.AdamW(
+            [p for p in detector.parameters() if p.requires_grad],
+            lr=self.recipe["lr"],
+            weight_decay=self.recipe["weight_decay"],
+        )
+        total = batches * self.recipe["epochs"]
+        self.scheduler = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimizer,
+            self.recipe["lr"],
+            total_steps=total + 1,
+            pct_start=max(0.1, 2 / (total + 1)),  # at least one step: it divides by their number
+            cycle_momentum=False,
+        )
 
-    AdamW with one learning-rate cycle over all steps. Raises `TrainingError` on a
-    non-finite loss; the last checkpoint stays.
-    """
-    recipe = config["train_detector"]
-    loss_function = MultiBoxLoss(
-        **{k: config["multibox"][k] for k in ("match_iou", "negatives_per_positive", "box_weight")}
-    )
-    detector.to(device).to(memory_format=torch.channels_last).train()
-    optimizer = torch.optim.AdamW(
-        [p for p in detector.parameters() if p.requires_grad],
-        lr=recipe["lr"],
-        weight_decay=recipe["weight_decay"],
-    )
-    steps_per_epoch = len(samples) // recipe["batch_size"]
-    total = steps_per_epoch * recipe["epochs"]
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer,
-        recipe["lr"],
-        total_steps=total + 1,
-        pct_start=max(0.1, 2 / (total + 1)),  # at least one step: it divides by their number
-        cycle_momentum=False,
-    )
-    step = 0
-    state = run.load()
-    if state is not None:
-        detector.load_state_dict(state["detector"])
-        optimizer.load_state_dict(state["optimizer"])
-        scheduler.load_state_dict(state["scheduler"])
-        step = state["step"]
-    run.rewind_log(step)
+    def plan(self, batches: int) -> list[Pass]:
+        """An epoch a pass."""
+        return [Pass("detector", epoch, 0, batches) for epoch in range(self.recipe["epochs"])]
 
-    with tqdm(total=total, initial=step, desc="detector", unit="step") as progress:
-        while step < total:
-            epoch, first = divmod(step, steps_per_epoch)
-            loader = epoch_loader(
-                samples, recipe["batch_size"], 0, epoch, first, workers, device.type == "cuda"
-            )
-            for batch in loader:
-                losses: dict[str, float] = {}
-                if batch is not None:
-                    images = batch.images.to(device, non_blocking=True).float()
-                    images = images.contiguous(memory_format=torch.channels_last)
-                    targets = Targets(batch.boxes, batch.present).to(device)
-                    loss = loss_function(
-                        detector(images),
-                        targets,
-                        (samples.frame, samples.frame),
-                        recipe["label_smoothing"],
-                    )
-                    losses["loss"] = loss.item()
-                    if not math.isfinite(losses["loss"]):
-                        raise TrainingError(
-                            f"step {step}: the loss is {losses['loss']}; "
-                            f"photos: {', '.join(batch.names)}; the last checkpoint stays"
-                        )
-                    optimizer.zero_grad(set_to_none=True)
-                    loss.backward()
-                    optimizer.step()
-                scheduler.step()
-                step += 1
-                run.log(step=step, epoch=epoch, **losses, lr=scheduler.get_last_lr()[0])
-                progress.update()
-                progress.set_postfix({name: f"{value:.3f}" for name, value in losses.items()})
-                if step % recipe["checkpoint_every"] == 0 or step == total:
-                    run.save(
-                        {
-                            "detector": detector.state_dict(),
-                            "optimizer": optimizer.state_dict(),
-                            "scheduler": scheduler.state_dict(),
-                            "step": step,
-                        }
-                    )
+    def rewarm_plan(self, batches: int) -> list[Pass]:
+        """One pass over samples of its own."""
+        return [Pass("detector", 0, 1, min(REWARM_STEPS, batches))]
+
+    def step(self, current: Pass, batch: Batch, still: bool = False) -> dict[str, Tensor]:
+        """One step; see `models.training_loop.Training.step`."""
+        images = batch.images.float().contiguous(memory_format=torch.channels_last)
+        rate = images.new_full((), self.optimizer.param_groups[0]["lr"])
+        if still:
+            buffers = {name: buffer.clone() for name, buffer in self.learner.named_buffers()}
+            predictions = functional_call(self.learner, buffers, (images,))
+        else:
+            predictions = self.learner(images)
+        targets = Targets(batch.boxes, batch.present)
+        frame = (images.shape[2], images.shape[3])
+        loss = self.loss_function(predictions, targets, frame, self.recipe["label_smoothing"])
+        loss.backward()
+        advance(self.optimizer, still)
+        if not still:
+            self.scheduler.step()
+        return {"loss": loss, "lr": rate}
+
+    def pictures(self, batch: Batch) -> Tensor:
+        """The images, with what the detector finds on them."""
+        return comparison([batch.images.float()], {"detector": self.detector})
+
+    def state(self) -> dict[str, Any]:
+        """Network, optimizer and schedule."""
+        names = ("detector", "optimizer", "scheduler")
+        return {name: getattr(self, name).state_dict() for name in names}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Restore `state`; of a light checkpoint, the network and the place in the schedule."""
+        for name in ("detector", "optimizer", "scheduler"):
+            if name in state:
+                getattr(self, name).load_state_dict(state[name])
+        (self.optimizer.param_groups[0]["lr"],) = self.scheduler.get_last_lr()
 
 
 def detector_ap(

@@ -17,9 +17,9 @@ class DownBlock(nn.Module):
         # Positions 0 and 2 carry the weights: the naming of released weights.
         self.module = nn.Sequential(
             nn.Conv2d(channels_in, channels_out, 3, padding=1),
-            nn.LeakyReLU(0.01),
+            nn.LeakyReLU(0.01, inplace=True),
             nn.Conv2d(channels_out, channels_out, 3, padding=1),
-            nn.LeakyReLU(0.01),
+            nn.LeakyReLU(0.01, inplace=True),
             nn.MaxPool2d(2),
         )
 
@@ -40,12 +40,12 @@ class UpBlock(nn.Module):
         super().__init__()
         layers: list[nn.Module] = [
             nn.Conv2d(channels_in, 4 * shuffled, 3, padding=1),
-            nn.LeakyReLU(0.01),
+            nn.LeakyReLU(0.01, inplace=True),
             nn.PixelShuffle(2),
             nn.Conv2d(shuffled, channels_out, 3, padding=1),
         ]
         if activated:
-            layers.append(nn.LeakyReLU(0.01))
+            layers.append(nn.LeakyReLU(0.01, inplace=True))
         self.module = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:

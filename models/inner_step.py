@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -19,29 +22,42 @@ def adam_step(
     decay, amsgrad or maximize.
     """
     options = {p: group for group in optimizer.param_groups for p in group["params"]}
-    stepped: dict[str, Tensor] = {}
-    for name, parameter in module.named_parameters():
-        if name not in gradients:
-            stepped[name] = parameter
-            continue
-        group = options[parameter]
+    stepped: dict[str, Tensor] = dict(module.named_parameters())
+    together: dict[tuple[int, float], list[str]] = defaultdict(list)
+    for name, parameter in stepped.items():
+        if name in gradients:
+            state = optimizer.state.get(parameter)
+            # The count is kept on the CPU, and a Python number as in torch.optim.Adam: in
+            # float32, 1 - beta2**count would keep five digits.
+            count = float(state["step"]) if state else 0.0
+            together[(id(options[parameter]), count)].append(name)
+    for (_, count), names in together.items():
+        parameters = [stepped[name] for name in names]
+        group = options[parameters[0]]
         if group["weight_decay"] or group["amsgrad"] or group["maximize"]:
             raise ValueError("the differentiable step covers plain Adam only")
+        # One long vector: a step per parameter would be thousands of small operations.
+        values = flat(parameters)
+        gradient = flat([gradients[name] for name in names])
+        first = second = torch.zeros_like(gradient)
+        if count:
+            states = [optimizer.state[parameter] for parameter in parameters]
+            first = flat([state["exp_avg"] for state in states])
+            second = flat([state["exp_avg_sq"] for state in states])
         beta1, beta2 = group["betas"]
-        state = optimizer.state.get(parameter)
-        # The count as a Python number, as in torch.optim.Adam: in float32, 1 - beta2**count would
-        # keep five digits.
-        if state:
-            first, second, count = state["exp_avg"], state["exp_avg_sq"], state["step"].item() + 1
-        else:
-            first = second = torch.zeros_like(parameter)
-            count = 1.0
-        gradient = gradients[name]
         first = beta1 * first + (1 - beta1) * gradient
         second = beta2 * second + (1 - beta2) * gradient**2
         # The root's slope at 0 is infinite, and 0 * infinity would make the gradient NaN.
         used = second > 0
         root = torch.where(used, torch.where(used, second, 1.0).sqrt(), 0.0)
-        denominator = root / (1 - beta2**count) ** 0.5 + group["eps"]
-        stepped[name] = parameter - group["lr"] / (1 - beta1**count) * first / denominator
+        denominator = root / (1 - beta2 ** (count + 1)) ** 0.5 + group["eps"]
+        values = values - group["lr"] / (1 - beta1 ** (count + 1)) * first / denominator
+        parts = values.split([parameter.numel() for parameter in parameters])
+        for name, parameter, part in zip(names, parameters, parts, strict=True):
+            stepped[name] = part.view_as(parameter)
     return stepped
+
+
+def flat(tensors: Iterable[Tensor]) -> Tensor:
+    """All values of `tensors` in one vector, with their graph."""
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from models.anchors import anchor_grid, encode, match
 from models.retinaface import Predictions
+from utils.processes import process_count, sum_over_processes
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,22 @@ class Targets:
 
 
 @dataclass(frozen=True)
+class Assignment:
+    """Targets assigned to the A anchors of a frame: what every loss against them shares."""
+
+    positive: Tensor  # bool [B, A]
+    offsets: Tensor  # [B, A, 4], encoded faces; 0 where not positive
+    share: Tensor  # scalar: positives of all processes, divided by their number
+
+
+@dataclass(frozen=True)
 class MultiBoxLoss:
     """`box_weight * box + class`, each summed and divided by the batch's positives.
 
     Positives are the anchors of `models.anchors.match` at `match_iou`. Of the other
     anchors of an image, the `negatives_per_positive` times as many with the highest
-    background loss count; an image without faces contributes nothing.
+    background loss count; an image without faces contributes nothing. Where several
+    processes share a batch, the mean of their losses is the loss of the whole.
     """
 
     match_iou: float = 0.35
@@ -45,21 +56,33 @@ class MultiBoxLoss:
         label_smoothing: float = 0.0,
     ) -> Tensor:
         """Scalar loss of predictions for a frame of (height, width) against `targets`."""
-        offsets, logits = predictions.offsets, predictions.logits
-        anchors = anchor_grid(*frame, offsets.device).to(offsets.dtype)
-        with torch.no_grad():
-            positive, index = match(targets.boxes, targets.present, anchors, self.match_iou)
-            counted = positive | self._hard_negatives(logits, positive)
-            count = positive.sum().clamp(min=1)
+        return self.against(self.assign(targets, frame), predictions, label_smoothing)
 
-        # Every anchor is compared and then masked: selecting would synchronise with the host.
+    @torch.no_grad()
+    def assign(self, targets: Targets, frame: tuple[int, int]) -> Assignment:
+        """Match `targets` with the anchors of a frame of (height, width)."""
+        anchors = anchor_grid(*frame, targets.boxes.device).to(targets.boxes.dtype)
+        positive, index = match(targets.boxes, targets.present, anchors, self.match_iou)
         if targets.boxes.shape[1]:
             faces = targets.boxes.gather(1, index[:, :, None].expand(-1, -1, 4))
-            faces = torch.where(positive[:, :, None], faces, faces.new_tensor([0.0, 0.0, 1.0, 1.0]))
-            box = F.smooth_l1_loss(offsets, encode(faces, anchors), reduction="none").sum(dim=-1)
-            box_loss = box.where(positive, 0.0).sum()
+            offsets = encode(faces, anchors).where(positive[:, :, None], 0.0)
         else:
-            box_loss = offsets.sum() * 0.0
+            offsets = targets.boxes.new_zeros(*positive.shape, 4)
+        share = sum_over_processes(positive.sum()).clamp(min=1) / process_count()
+        return Assignment(positive, offsets, share)
+
+    def against(
+        self, assignment: Assignment, predictions: Predictions, label_smoothing: float = 0.0
+    ) -> Tensor:
+        """Scalar loss of predictions against targets that were assigned beforehand."""
+        positive = assignment.positive
+        offsets = predictions.offsets.to(assignment.offsets.dtype)  # from bfloat16, perhaps
+        logits = predictions.logits.to(assignment.offsets.dtype)
+        with torch.no_grad():
+            counted = positive | self._hard_negatives(logits, positive)
+        # Every anchor is compared and then masked: selecting would synchronise with the host.
+        box = F.smooth_l1_loss(offsets, assignment.offsets, reduction="none").sum(dim=-1)
+        box_loss = box.where(positive, 0.0).sum()
         entropy = F.cross_entropy(
             logits.transpose(1, 2),
             positive.long(),
@@ -67,7 +90,7 @@ class MultiBoxLoss:
             label_smoothing=label_smoothing,
         )
         class_loss = entropy.where(counted, 0.0).sum()
-        return (self.box_weight * box_loss + class_loss) / count
+        return (self.box_weight * box_loss + class_loss) / assignment.share
 
     def _hard_negatives(self, logits: Tensor, positive: Tensor) -> Tensor:
         difficulty = F.softplus(logits[..., 1] - logits[..., 0])  # -log p(background)

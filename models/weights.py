@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
+
+from models.retinaface import BACKBONES, RetinaFace
 
 FOLDER = Path(__file__).resolve().parent / "weights"
 DETECTOR = FOLDER / "retinaface_mobilenet0.25.safetensors"
@@ -56,23 +59,69 @@ def load_weights(model: nn.Module, path: Path) -> None:
     _load(model, read_state_dict(path), path)
 
 
-def load_backbone(model: nn.Module, path: Path) -> None:
-    """Load a classifier's weight file into `model.body`; its final layer is left out."""
+def load_retinaface(path: Path) -> RetinaFace:
+    """Read a detector from a weight file; see `build_retinaface`. Raises `WeightsError`."""
+    return build_retinaface(read_state_dict(path), path)
+
+
+def build_retinaface(state: Mapping[str, Tensor], path: Path) -> RetinaFace:
+    """Build the detector whose state dict this is, on the CPU and in train mode.
+
+    Its names and shapes tell the backbone and the width. `path`, where it comes from, stands
+    in the message. Raises `WeightsError` if it does not fit strictly.
+    """
+    backbone = _backbone_of(state, "body.")
+    pyramid = state.get("fpn.output1.0.weight")  # [channels, C_3, 1, 1]
+    if backbone is None or pyramid is None or pyramid.ndim != 4:
+        raise WeightsError(
+            f"{path}: not weights of a RetinaFace detector (backbones: {', '.join(BACKBONES)})"
+        )
+    try:
+        detector = RetinaFace(backbone, pyramid.shape[0])
+    except ValueError as error:
+        raise WeightsError(f"{path}: {error}") from None
+    _load(detector, state, path)
+    return detector
+
+
+def load_backbone(model: RetinaFace, path: Path) -> None:
+    """Load a classifier's weight file into `model.body`; its final layer is left out.
+
+    For ResNet-50 that is a file as torchvision publishes it. Raises `WeightsError`.
+    """
     state = read_state_dict(path)
+    found, wanted = _backbone_of(state), _backbone_of(model.body.state_dict())
+    if found not in (None, wanted):
+        raise WeightsError(
+            f"{path}: weights of {found}, but the detector's backbone is {wanted}; "
+            "change critic.backbone or the file"
+        )
     body = {name: value for name, value in state.items() if not name.startswith("fc.")}
-    _load(model.body, body, path)  # type: ignore[arg-type]
+    _load(model.body, body, path)
 
 
-def _load(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
-    expected = {name: value.shape for name, value in model.state_dict().items()}
-    found = {name: value.shape for name, value in state.items()}
+def _backbone_of(state: Iterable[str], prefix: str = "") -> str | None:
+    """Tell a backbone of `models.retinaface.BACKBONES` by the names of its first stage."""
+    for backbone, stage in (("mobilenet0.25", "stage1."), ("resnet50", "layer1.")):
+        if any(name.startswith(prefix + stage) for name in state):
+            return backbone
+    return None
+
+
+def _load(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    own = model.state_dict()
+    # BatchNorm's step counters are unused here, and torchvision's ImageNet files lack them.
+    counters = {name: own[name] for name in own if name.endswith(".num_batches_tracked")}
+    complete = {**counters, **state}
+    expected = {name: value.shape for name, value in own.items()}
+    found = {name: value.shape for name, value in complete.items()}
     wrong = sorted(set(expected.items()) ^ set(found.items()))
     if wrong:
         raise WeightsError(
             f"{path}: not weights of {type(model).__name__} "
-            f"({len(found)} tensors, {len(expected)} expected; first difference: {wrong[0][0]})"
+            f"({len(state)} tensors, {len(expected)} expected; first difference: {wrong[0][0]})"
         )
-    model.load_state_dict(state)
+    model.load_state_dict(complete)
 
 
 def save_weights(model: nn.Module, path: Path, dtype: torch.dtype = torch.float32) -> None:
@@ -80,18 +129,35 @@ def save_weights(model: nn.Module, path: Path, dtype: torch.dtype = torch.float3
 
     Raises `WeightsError` if a value is not finite in `dtype`, or for another suffix.
     """
+    state = model.state_dict()
+    write_safetensors(
+        {
+            name: value.to(dtype) if value.is_floating_point() else value
+            for name, value in state.items()
+        },
+        path,
+    )
+
+
+def write_safetensors(
+    tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None
+) -> None:
+    """Write `tensors` and the text beside them, moved into place when whole.
+
+    Raises `WeightsError` if a value is not finite, or for another suffix than .safetensors.
+    """
     if path.suffix != ".safetensors":
         raise WeightsError(f"{path}: weights are written as .safetensors files only")
     state = {}
-    for name, value in model.state_dict().items():
-        value = value.detach().cpu()
-        state[name] = value.to(dtype).contiguous() if value.is_floating_point() else value
-        if not torch.isfinite(state[name]).all():
-            raise WeightsError(f"{path}: {name} is not finite as {dtype}; nothing written")
+    for name, value in tensors.items():
+        if not torch.isfinite(value).all():
+            raise WeightsError(f"{path}: {name} is not finite as {value.dtype}; nothing written")
+        state[name] = value.detach().cpu().contiguous()
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
-        temporary.write_bytes(safetensors.torch.save(state))  # save_file would set mode 600
+        # save_file would set mode 600.
+        temporary.write_bytes(safetensors.torch.save(state, metadata))
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -15,7 +15,7 @@ import torch
 import train
 from models.retinaface import RetinaFace
 from models.weights import save_weights
-from tests.training_runs import Place
+from tests.training_runs import Place, started
 from utils.blur import Pixels, gaussian_blur
 from utils.image_files import read_photo, write_photo
 
@@ -88,13 +88,31 @@ def place(tmp_path_factory: pytest.TempPathFactory, make_tree: TreeMaker) -> Pla
     """Eight photos, four batches an epoch; a critic that has not learnt a thing."""
     folder = tmp_path_factory.mktemp("train")
     torch.manual_seed(0)
-    save_weights(RetinaFace(), folder / "critic.safetensors")
+    critic = RetinaFace()
+    norms = [m for m in critic.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    for norm in norms:  # without statistics it would let hardly any gradient through
+        norm.momentum = 1.0
+    with torch.no_grad():
+        critic(torch.rand(4, 3, 64, 64) * 255)
+    save_weights(critic, folder / "critic.safetensors")
     return Place(folder, make_tree(folder / "data", photos=8), folder / "critic.safetensors")
+
+
+@pytest.fixture(scope="session")
+def finished(place: Place) -> Iterator[Path]:
+    """A generator's run from start to end, as a user starts it."""
+    run = place.folder / "finished"
+    process = started(*place.generator(run))
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert "Traceback" not in output + errors
+    yield run
+    shutil.rmtree(run)
 
 
 @pytest.fixture
 def run_path(tmp_path: Path) -> Iterator[Path]:
-    """A run directory to be; removed at once, for a checkpoint has 250 MB."""
+    """A run directory to be; removed at once, for a checkpoint has 150 MB."""
     yield tmp_path / "run"
     shutil.rmtree(tmp_path / "run", ignore_errors=True)
 

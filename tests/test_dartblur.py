@@ -10,7 +10,9 @@ import torch
 from PIL import Image, ImageCms
 
 import models.anonymize
+from models.anonymize import find_faces
 from models.generator import BlurGenerator
+from models.retinaface import RetinaFace
 from models.weights import save_weights
 from tests.photo_folders import (
     LABELS,
@@ -25,7 +27,8 @@ from tests.photo_folders import (
     run,
 )
 from utils.blur import Pixels, black, face_mask, gaussian_blur, mosaic
-from utils.boxes import pixel_boxes
+from utils.boxes import pixel_boxes, xyxy_to_xywh
+from utils.config import load_config
 from utils.image_files import jpeg_coded, read_photo, write_photo
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -312,3 +315,26 @@ def test_the_detector_finds_the_faces_of_the_samples(
         assert np.abs(hidden.astype(int) - clean)[:, : int(x) - 8].max() < 32  # JPEG coding alone
     assert run(samples, "--output", output, "--method", "black", "--score", "1") == 0
     assert manifest(output)["grace_hopper.jpg"]["faces"] == 0
+
+
+def test_a_detector_with_resnet_needs_no_other_option(tmp_path: Path, weights: Path) -> None:
+    detector = RetinaFace("resnet50")
+    norms = [m for m in detector.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = 1.0
+    with torch.no_grad():  # gives it statistics, and so probabilities between 0 and 1
+        detector(torch.rand(2, 3, 128, 128) * 255)
+    path = tmp_path / "resnet50.safetensors"
+    save_weights(detector, path)
+    folder, names = tmp_path / "in", ("a.png", "b.png")
+    make_folder(folder, {name: [] for name in names})
+    assert run(folder, "--weights", weights, "--detector", path, "--score", "0.6") == 0
+    path.unlink()  # 100 MB
+    config = load_config(overrides=["detect.score=0.6"])
+    for name in names:
+        boxes, scores = find_faces(detector.eval(), read_photo(folder / name).pixels, config)
+        entry = manifest(tmp_path / "in_dartblur")[name]
+        assert entry["source"] == "detector"
+        assert entry["faces"] > 0
+        np.testing.assert_allclose(entry["boxes"], xyxy_to_xywh(boxes), atol=0.01)
+        np.testing.assert_allclose(entry["scores"], scores, atol=1e-3)

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 import dartblur
+from models.weights import GENERATOR
 from tests.photo_folders import (
     LABELS,
     blind_detector,
@@ -146,6 +147,7 @@ def test_what_cannot_start_says_why(tmp_path: Path, capsys: pytest.CaptureFixtur
         f"{bad}:1: photo path '../in/a.png' refused": (folder, "--labels", bad),
         "No such file": (folder, "--labels", tmp_path / "nothing.txt"),
         "no such weight file": (folder, "--labels", labels, "--weights", tmp_path / "none.pt"),
+        "not weights of a RetinaFace": (folder, "--method", "black", "--detector", GENERATOR),
         "config.yaml has no 'detect.scores'": (folder, *options, "--set", "detect.scores=1"),
         "detect.score must be from 0 to 1": (folder, *options, "--score", "1.5"),
         "detect.enlarge must be from 1": (folder, *options, "--set", "detect.enlarge=0.5"),

@@ -7,9 +7,17 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torchvision.ops import nms
 
-from models.anchors import anchor_grid, encode
-from models.detection import DetectionError, detect, detect_at_scales, pseudo_labels
+import models.detection
+from models.anchors import anchor_grid, decode, encode
+from models.detection import (
+    MAX_CANDIDATES,
+    DetectionError,
+    detect,
+    detect_at_scales,
+    pseudo_labels,
+)
 from models.retinaface import Predictions, RetinaFace
 from models.weights import DETECTOR, load_weights
 from utils.face_dataset import wider_source
@@ -77,8 +85,8 @@ def test_the_threshold_is_on_the_logit() -> None:
     assert probability[0] < 0.01
     assert probability[1] > 0.99
     found = pseudo_labels(Says(offsets, logits), torch.zeros(1, 3, FRAME, FRAME), 0.01, 0.45)
-    assert found.present.tolist() == [[True]]
-    assert found.boxes.tolist() == [[[-4.0, -4.0, 12.0, 12.0]]]
+    assert found.present[0].tolist() == [True] + [False] * (found.boxes.shape[1] - 1)
+    assert found.boxes[found.present].tolist() == [[-4.0, -4.0, 12.0, 12.0]]
 
 
 def test_pseudo_labels_against_a_loop() -> None:
@@ -104,6 +112,65 @@ def test_pseudo_labels_against_a_loop() -> None:
         got = found.boxes[image][found.present[image]].numpy()
         np.testing.assert_allclose(np.sort(got, axis=0), np.sort(expected, axis=0), atol=1e-3)
         assert found.present[image, : counts[image]].all()  # packed to the left
+
+
+def labels_of(
+    predictions: Predictions, anchors: Tensor, most: int = MAX_CANDIDATES
+) -> list[Tensor]:
+    """The boxes of each image, best first: threshold 0.01, strongest, torchvision's nms."""
+    found = []
+    for offsets, logits in zip(predictions.offsets, predictions.logits[..., 1], strict=True):
+        chosen = (logits >= 0.01).nonzero()[:, 0]
+        chosen = chosen[logits[chosen].argsort(descending=True)[:most]]
+        boxes = decode(offsets[chosen], anchors[chosen])
+        found.append(boxes[nms(boxes, logits[chosen], 0.45)])
+    return found
+
+
+def random_answers(batch: int, seed: int, spread: float = 1.0) -> Predictions:
+    random = torch.Generator().manual_seed(seed)
+    offsets = torch.randn(batch, len(ANCHORS), 4, generator=random) * spread
+    logits = torch.randn(batch, len(ANCHORS), 2, generator=random)
+    logits[0, 3:, 1] = -1.0  # few candidates, if any
+    return Predictions(offsets, logits)
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.3, 1.0, 3.0])
+@pytest.mark.parametrize("seed", range(4))
+def test_pseudo_labels_against_torchvision(seed: int, spread: float) -> None:
+    told = random_answers(4, seed, spread)
+    found = pseudo_labels(Says(*told[:2]), torch.zeros(4, 3, FRAME, FRAME), 0.01, 0.45)
+    for boxes, present, expected in zip(
+        found.boxes, found.present, labels_of(told, ANCHORS), strict=True
+    ):
+        assert present.sum() == len(expected)
+        torch.testing.assert_close(boxes[: len(expected)], expected)  # packed, best first
+
+
+@pytest.mark.parametrize("most", [1, 5, 40])
+def test_of_too_many_candidates_the_strongest_count(
+    most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = random_answers(3, seed=9)
+    monkeypatch.setattr(models.detection, "MAX_CANDIDATES", most)
+    found = pseudo_labels(Says(*told[:2]), torch.zeros(3, 3, FRAME, FRAME), 0.01, 0.45)
+    assert found.boxes.shape == (3, most, 4)
+    expected = labels_of(told, ANCHORS, most)
+    assert len(expected[1]) < len(labels_of(told, ANCHORS)[1])
+    for boxes, present, wanted in zip(found.boxes, found.present, expected, strict=True):
+        torch.testing.assert_close(boxes[present], wanted)
+
+
+@pytest.mark.parametrize("most", [1, 4])
+def test_of_too_many_faces_the_best_are_kept(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = random_answers(3, seed=10)
+    monkeypatch.setattr(models.detection, "MAX_FACES", most)
+    found = pseudo_labels(Says(*told[:2]), torch.zeros(3, 3, FRAME, FRAME), 0.01, 0.45)
+    assert found.boxes.shape == (3, most, 4)
+    expected = labels_of(told, ANCHORS)
+    assert len(expected[1]) > most
+    for boxes, present, wanted in zip(found.boxes, found.present, expected, strict=True):
+        torch.testing.assert_close(boxes[present], wanted[:most])
 
 
 def test_images_without_a_find_have_no_box() -> None:
@@ -161,6 +228,24 @@ def test_pseudo_labels_are_about_as_many_as_labels(shared: Path, released: Remem
     assert labelled / 2 < found < labelled * 2
     # What thresholding the probability at that number would have let through.
     assert above_one_percent > 20 * found
+
+
+def test_pseudo_labels_of_photos_against_torchvision(shared: Path, released: Remembers) -> None:
+    """The crowded photos among them: all settle within the rounds."""
+    source = wider_source(shared / "widerface", "train")
+    crowded = sorted(source.photos, key=lambda photo: -len(photo.boxes))[:3]
+    frames = [
+        cv2.resize(read_photo(photo_path(source.images_dir, photo.path)).pixels, (512, 448))
+        for photo in [*crowded, *source.photos[:2]]
+    ]
+    images = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).float()
+    found = pseudo_labels(released, images, 0.01, 0.45)
+    expected = labels_of(released.last, anchor_grid(448, 512, torch.device("cpu")))
+    assert min(map(len, expected)) > 0
+    assert max(map(len, expected)) > 30
+    for boxes, present, wanted in zip(found.boxes, found.present, expected, strict=True):
+        torch.testing.assert_close(boxes[present], wanted)
+        assert not present[len(wanted) :].any()
 
 
 @pytest.fixture(scope="module")

@@ -85,6 +85,30 @@ def test_gradient_through_the_step(steps: int) -> None:
     assert torch.autograd.gradcheck(weight_after, (gradient,))
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_parameters_with_counts_of_their_own(layout: torch.memory_format) -> None:
+    """Values are stepped together, yet each as far as its own count says, and in its place."""
+    module = network().to(memory_format=layout)
+    optimizer = optimizer_of(module)
+    first, *_, last = dict(module.named_parameters())
+    for step in range(4):  # all, then all but one, then all but two, then none of the two
+        gradients = gradients_of(module, seed=20 + step)
+        for name in [first, last][:step]:
+            del gradients[name]
+        take_step(module, optimizer, gradients)
+    counts = [float(optimizer.state[p]["step"]) for p in module.parameters()]
+    assert (counts[0], counts[-1], set(counts[1:-1])) == (1, 2, {4})
+    gradients = {
+        name: value.to(memory_format=layout) if value.ndim == 4 else value
+        for name, value in gradients_of(module, seed=1).items()
+    }
+    stepped = adam_step(module, gradients, optimizer)
+    take_step(module, optimizer, gradients)
+    for name, parameter in module.named_parameters():
+        assert stepped[name].shape == parameter.shape
+        torch.testing.assert_close(stepped[name], parameter, rtol=1e-14, atol=2e-15)
+
+
 def test_parameters_without_a_gradient_come_back_as_they_are() -> None:
     module = network()
     optimizer = torch.optim.Adam(module[0].parameters(), lr=0.1)

@@ -18,7 +18,7 @@ def samples(folder: Path, landmarks: str) -> GeneratorSamples:
     labels = folder / "label.txt"
     labels.write_text(f"# a.png\n30 40 50 60 {landmarks}\n")
     source = labelled_source(folder, labels)
-    return GeneratorSamples(source, 0, 96, (0.7, 1.3), (0.9, 1.2), 10, 0.5, 80)
+    return GeneratorSamples(source, 0, 96, (0.7, 1.3), (0.9, 1.2), 10, 0.5, 80, 128, 16)
 
 
 def test_landmarks_present_or_absent_give_the_same_samples(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.anchors import anchor_grid, decode, encode, match
+from models.anchors import anchor_grid, batched_iou, decode, encode, match
 from models.multibox import MultiBoxLoss, Targets
 from models.retinaface import Predictions
 
@@ -134,6 +134,28 @@ def test_decode_undoes_encode() -> None:
     torch.testing.assert_close(offsets, torch.tensor([[1.0, 0.0, math.log(2) / 0.2, 0.0]]))
 
 
+def test_overlap_against_a_loop() -> None:
+    rng = np.random.default_rng(2)
+    boxes = [random_faces(rng, 5), random_faces(rng, 5)]
+    others = [[*random_faces(rng, 7), *batch[:2]] for batch in boxes]
+    boxes[0][0] = [10.0, 10.0, 10.0, 40.0]  # no area
+    boxes[1][1] = [40.0, 40.0, 10.0, 10.0]  # turned
+    boxes[1][2] = [0.0, 0.0, 0.0, 0.0]  # padding
+    others[1][0] = [0.0, 0.0, 0.0, 0.0]
+    a = torch.tensor(boxes, dtype=torch.float64)
+    b = torch.tensor(others, dtype=torch.float64)
+    overlap = batched_iou(a, b)
+    assert overlap.shape == (2, 5, 9)
+    for image in (0, 1):
+        assert torch.equal(batched_iou(a[image : image + 1], b)[image], overlap[image])
+        for row, box in enumerate(boxes[image]):
+            for column, other in enumerate(others[image]):
+                empty = box[2] <= box[0] or other[2] <= other[0]
+                expected = 0.0 if empty else slow_iou(box, other)
+                assert overlap[image, row, column].item() == pytest.approx(expected, abs=1e-12)
+    assert overlap.max() > 0.99
+
+
 RNG = np.random.default_rng(1)
 CROWD = random_faces(RNG, 300)
 MATCH_CASES: dict[str, list[list[list[float]]]] = {
@@ -252,3 +274,83 @@ def test_both_terms_are_divided_by_the_positives_of_the_batch() -> None:
         sums.append(loss * counts[-1])
     assert counts[0] != counts[1]
     assert whole == pytest.approx(sum(sums) / sum(counts), rel=1e-12)
+
+
+ASSIGN_CASES = {**MATCH_CASES, **LOSS_CASES}
+
+
+@pytest.mark.parametrize("faces", ASSIGN_CASES.values(), ids=ASSIGN_CASES.keys())
+def test_assignment_against_a_loop(faces: list[list[list[float]]]) -> None:
+    """Offsets are those of the matched face at positives and 0 elsewhere; one share for all."""
+    given = targets(faces, padding=1)
+    given.boxes.requires_grad_()
+    assigned = MultiBoxLoss().assign(given, (FRAME, FRAME))
+    for part in (assigned.positive, assigned.offsets, assigned.share):
+        assert not part.requires_grad
+    assert assigned.offsets.shape == (len(faces), len(ANCHORS), 4)
+    count = 0
+    for image, image_faces in enumerate(faces):
+        chosen = slow_match(image_faces)
+        assert assigned.positive[image].tolist() == [face is not None for face in chosen]
+        expected = torch.zeros(len(ANCHORS), 4, dtype=torch.float64)
+        for anchor, face in enumerate(chosen):
+            if face is not None:
+                count += 1
+                x1, y1, x2, y2 = image_faces[face]
+                cx, cy, side, _ = ANCHORS[anchor]
+                move = [((x1 + x2) / 2 - cx) / side * 10, ((y1 + y2) / 2 - cy) / side * 10]
+                size = [5 * math.log((x2 - x1) / side), 5 * math.log((y2 - y1) / side)]
+                expected[anchor] = torch.tensor(move + size, dtype=torch.float64)
+        torch.testing.assert_close(assigned.offsets[image], expected, rtol=1e-9, atol=1e-9)
+    assert assigned.share.item() == max(count, 1)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("faces", ASSIGN_CASES.values(), ids=ASSIGN_CASES.keys())
+def test_one_assignment_serves_several_losses(
+    faces: list[list[list[float]]], smoothing: float
+) -> None:
+    given = targets(faces, padding=1)
+    loss_function = MultiBoxLoss()
+    assigned = loss_function.assign(given, (FRAME, FRAME))
+    for seed in (2, 3):
+        predictions = random_predictions(len(faces), seed)
+        inputs = [predictions.offsets, predictions.logits]
+        once = loss_function(predictions, given, (FRAME, FRAME), smoothing)
+        shared = loss_function.against(assigned, predictions, smoothing)
+        assert shared.item() == once.item()
+        slopes = [torch.autograd.grad(loss, inputs) for loss in (once, shared)]
+        assert all(torch.equal(a, b) for a, b in zip(*slopes, strict=True))
+
+
+@pytest.mark.parametrize("present", [False, True])
+def test_boxes_without_area_give_finite_values(present: bool) -> None:
+    """A batch is padded with zeros, whose logarithm is infinite."""
+    given = targets([[[10.0, 12.0, 40.0, 44.0]], []], padding=2)
+    given.boxes[~given.present] = 0.0
+    given.present[:, 1] = present
+    predictions = random_predictions(2, seed=7)
+    assigned = MultiBoxLoss().assign(given, (FRAME, FRAME))
+    assert torch.isfinite(assigned.offsets).all()
+    assert assigned.positive[0].any()
+    assert not assigned.positive[1].any()
+    loss = MultiBoxLoss().against(assigned, predictions)
+    gradients = torch.autograd.grad(loss, [predictions.offsets, predictions.logits])
+    assert torch.isfinite(loss)
+    assert all(torch.isfinite(gradient).all() for gradient in gradients)
+    alone = MultiBoxLoss()(predictions, targets([[[10.0, 12.0, 40.0, 44.0]], []]), (FRAME, FRAME))
+    assert loss.item() == alone.item()
+
+
+def test_predictions_in_half_precision_are_compared_in_full() -> None:
+    """Critic passes may run in bfloat16; its three digits must not enter the sums."""
+    faces = LOSS_CASES["random"]
+    coarse = random_predictions(len(faces), seed=8, dtype=torch.bfloat16)
+    given = targets(faces, padding=1, dtype=torch.float32)
+    loss = MultiBoxLoss()(coarse, given, (FRAME, FRAME), 0.2)
+    assert loss.dtype == torch.float32
+    total, count = slow_loss(coarse.offsets, coarse.logits, faces, 0.2)
+    assert loss.item() == pytest.approx(total / count, rel=1e-5)
+    (gradient,) = torch.autograd.grad(loss, coarse.logits)
+    assert gradient.dtype == torch.bfloat16
+    assert gradient.any()

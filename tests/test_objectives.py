@@ -11,76 +11,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import models.generator_training as training
+import models.generator_training
 from models.generator import BlurGenerator
-from models.generator_training import plan_passes, train_generator
-from models.multibox import MultiBoxLoss, Targets
-from models.objectives import Objectives, generator_objectives, review_loss
+from models.generator_training import GeneratorTraining, plan_passes
+from models.objectives import review_loss
 from models.retinaface import RetinaFace
+from models.training_loop import Schedule, run_training
+from models.training_setup import generator_samples
+from tests.objective_scene import DOUBLE, FRAME, LOSS, Scene
 from utils.config import load_config
-from utils.face_dataset import GeneratorSamples, wider_source
+from utils.face_dataset import wider_source
 from utils.run_dir import RunDirectory
-
-FRAME = 64
-LOSS = MultiBoxLoss()
-DOUBLE = torch.float64
-
-
-class Scene:
-    """A small batch in double precision with an adversary whose optimizer has taken steps."""
-
-    def __init__(self, warm_steps: int = 4) -> None:
-        random = torch.Generator().manual_seed(1)
-
-        def images() -> Tensor:
-            return torch.rand(2, 3, FRAME, FRAME, generator=random, dtype=DOUBLE) * 255
-
-        torch.manual_seed(0)
-        self.critic = RetinaFace().double()
-        self.clean, self.blurred = images(), images()
-        norms = [m for m in self.critic.modules() if isinstance(m, nn.BatchNorm2d)]
-        for norm in norms:  # a fresh network without statistics lets no gradient through
-            norm.momentum = 1.0
-        self.critic(images())
-        for norm in norms:
-            norm.momentum = 0.1
-            norm.get_buffer("running_mean").add_(
-                0.3
-            )  # unlike any batch's: to mix them up must not go unseen
-        self.adversary = copy.deepcopy(self.critic).train()
-        self.critic.eval().requires_grad_(False)
-        trained = [p for p in self.adversary.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.Adam(trained, lr=5e-4, betas=(0.5, 0.999))
-        boxes = [[8.0, 10, 40, 44], [30, 6, 60, 30]], [[3, 20, 25, 50], [0, 0, 1, 1]]
-        present = torch.tensor([[True, True], [True, False]])
-        self.labels = Targets(torch.tensor(boxes, dtype=DOUBLE), present)
-        self.pseudo = Targets(self.labels.boxes + 1.5, present)
-        self.mask = torch.zeros(2, 1, FRAME, FRAME, dtype=DOUBLE)
-        self.mask[0, :, 10:44, 8:40] = 1
-        self.mask[1, :, 20:50, 3:25] = 1
-        for _ in range(warm_steps):
-            predictions = self.adversary(images())
-            loss = LOSS(predictions, self.labels, (FRAME, FRAME), 0.2)
-            self.optimizer.zero_grad()
-            loss.backward()
-            self.optimizer.step()
-        self.optimizer.zero_grad()
-
-    def objectives(self, redrawn: Tensor) -> Objectives:
-        return generator_objectives(
-            redrawn,
-            self.blurred,
-            self.clean,
-            self.mask,
-            self.labels,
-            self.pseudo,
-            self.critic,
-            self.adversary,
-            self.optimizer,
-            LOSS,
-            budget=20.0,
-            label_smoothing=0.2,
-        )
 
 
 class TinyGenerator(nn.Module):
@@ -109,8 +50,8 @@ def test_an_earlier_eval_graph_survives_the_inner_pass() -> None:
     alone = LOSS(adversary(redrawn), scene.pseudo, (FRAME, FRAME), 0.2)
     (expected,) = torch.autograd.grad(alone, redrawn)
     together = scene.objectives(redrawn)
-    (gradient,) = torch.autograd.grad(together.post, redrawn)
-    assert together.post.item() == alone.item()
+    (gradient,) = torch.autograd.grad(together["post"], redrawn)
+    assert together["post"].item() == alone.item()
     assert expected.abs().max() > 1e-6
     torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=0)
 
@@ -123,8 +64,8 @@ def test_values_against_a_step_that_is_really_taken() -> None:
     frame = (FRAME, FRAME)
     with torch.no_grad():
         proc = LOSS(scene.critic(redrawn), scene.pseudo, frame)
-    assert objectives.proc.item() == proc.item()
-    assert objectives.rev.item() == review_loss(redrawn, scene.blurred, scene.mask, 20.0).item()
+    assert objectives["proc"].item() == proc.item()
+    assert objectives["rev"].item() == review_loss(redrawn, scene.blurred, scene.mask, 20.0).item()
 
     scene.adversary.train()
     inner = LOSS(scene.adversary(redrawn.detach()), scene.labels, frame, 0.2)
@@ -134,10 +75,7 @@ def test_values_against_a_step_that_is_really_taken() -> None:
     scene.adversary.eval()
     with torch.no_grad():
         after = LOSS(scene.adversary(scene.clean), scene.pseudo, frame, 0.2)
-    assert objectives.cycl.item() == pytest.approx(after.item(), rel=1e-10)
-    weights = {"rev": 1.0, "proc": 0.5, "post": 0.0, "cycl": 2.0}
-    total = objectives.rev + 0.5 * objectives.proc + 2 * objectives.cycl
-    assert objectives.total(weights).item() == pytest.approx(total.item())
+    assert objectives["cycl"].item() == pytest.approx(after.item(), rel=1e-10)
 
 
 def flat_state(scene: Scene) -> dict[str, Tensor]:
@@ -154,7 +92,7 @@ def test_networks_and_optimizer_are_left_as_they_were(warm_steps: int) -> None:
     before = flat_state(scene)
     redrawn = redrawn_images(scene)
     objectives = scene.objectives(redrawn)
-    torch.autograd.grad(objectives.total(dict.fromkeys(vars(objectives), 1.0)), redrawn)
+    torch.autograd.grad(torch.stack(list(objectives.values())).sum(), redrawn)
     after = flat_state(scene)
     assert set(after) == set(before)
     for name, value in before.items():
@@ -180,7 +118,7 @@ def test_second_order_gradient_against_finite_differences() -> None:
     parameters = list(generator.parameters())
 
     def cycl() -> Tensor:
-        return scene.objectives(generator(scene.blurred, scene.mask)).cycl
+        return scene.objectives(generator(scene.blurred, scene.mask))["cycl"]
 
     gradients = torch.autograd.grad(cycl(), parameters)
     assert all(gradient.abs().max() > 1e-6 for gradient in gradients)
@@ -258,34 +196,50 @@ def test_inner_step_never_starts_from_fresh_moments(
     """Trap 2, seen from the first generator step of a run."""
     overrides = "batch_size=2 frame=64 epochs=1 adversary_epochs=1 warm_start_steps=1"
     config = load_config(overrides=[f"train_generator.{text}" for text in overrides.split()])
-    recipe, blur = config["train_generator"], config["blur"]
     root = make_tree(tmp_path / "tree")
     source = wider_source(root, "train", blurred=root / "train" / "images_G2_M80")
-    samples = GeneratorSamples(
-        source,
-        0,
-        recipe["frame"],
-        recipe["aspect"],
-        recipe["scale"],
-        recipe["placements"],
-        blur["kernel_factor"],
-        blur["jpeg_quality"],
-    )
+    samples = generator_samples(source, 0, config)
+    cpu = torch.device("cpu")
+    training = GeneratorTraining(BlurGenerator(), RetinaFace(), config, cpu, warm_start=True)
     seen: dict[str, Any] = {}
 
-    def first_call(*arguments: Any) -> Objectives:
+    def first_call(*arguments: Any) -> dict[str, Tensor]:
         seen["adversary"], seen["optimizer"] = arguments[7], arguments[8]
         raise StopHereError
 
-    monkeypatch.setattr(training, "generator_objectives", first_call)
-    run = RunDirectory.create(tmp_path / "run", {"config": config})
-    monkeypatch.setattr(run, "save", lambda state: None)  # 250 MB that nobody reads
+    monkeypatch.setattr(models.generator_training, "generator_objectives", first_call)
+    run = RunDirectory(tmp_path / "run", {"config": config}, writes=False)
+    schedule = Schedule.of(config["train_generator"])
     with pytest.raises(StopHereError):
-        train_generator(
-            BlurGenerator(), RetinaFace(), samples, run, torch.device("cpu"), 0, warm_start=True
-        )
+        run_training(training, samples, schedule, run, cpu, workers=0)
     trained = [p for p in seen["adversary"].parameters() if p.requires_grad]
     assert len(trained) > 100
     states = [seen["optimizer"].state[parameter] for parameter in trained]
     assert all(state["step"] == 2 for state in states)  # the batches of the moments pass
     assert sum(bool((state["exp_avg_sq"] > 0).any()) for state in states) > 100
+
+
+def test_only_the_wanted_objectives_are_computed() -> None:
+    scene = Scene()
+    redrawn = redrawn_images(scene)
+    whole = scene.objectives(redrawn)
+    assert list(whole) == ["rev", "proc", "post", "cycl"]
+    for name in whole:
+        assert scene.objectives(redrawn, wanted=[name]) == {name: whole[name].item()}
+
+
+def test_without_the_second_order_the_value_stays_and_the_gradient_goes() -> None:
+    scene = Scene()
+    redrawn = redrawn_images(scene)
+    whole, cut = scene.objectives(redrawn), scene.objectives(redrawn, second_order=False)
+    assert {name: loss.item() for name, loss in cut.items()} == {
+        name: loss.item() for name, loss in whole.items()
+    }
+    (gradient,) = torch.autograd.grad(whole["cycl"], redrawn, retain_graph=True)
+    assert gradient.abs().max() > 0
+    assert torch.autograd.grad(cut["cycl"], redrawn, allow_unused=True, retain_graph=True) == (
+        None,
+    )
+    rest = [sum(losses[name] for name in ("proc", "post")) for losses in (whole, cut)]
+    first, second = (torch.autograd.grad(part, redrawn)[0] for part in rest)
+    assert torch.equal(first, second)

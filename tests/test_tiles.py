@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
-from utils.tiles import LATTICE, plan_tiles
+import utils.tiles
+from utils.boxes import as_boxes
+from utils.tiles import LATTICE, TilePlan, frame_masks, plan_batch, plan_tiles
 
 
 def random_faces(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
@@ -73,3 +76,73 @@ def test_no_faces_no_tiles() -> None:
     assert plan_tiles(np.zeros((0, 4), dtype=np.int64), 100, 100, 64, 16) == []
     outside = np.array([[100, 20, 100, 40], [50, 60, 40, 70]])  # what clipping leaves of them
     assert plan_tiles(outside, 100, 100, 64, 16) == []
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_plan_of_a_batch(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every pixel of every mask is pasted once, from the place of its tile where it belongs."""
+    rng = np.random.default_rng(100 + seed)
+    height, width = rng.integers(20, 500, 2).tolist()
+    face_size, context = int(rng.integers(24, 150)), int(rng.integers(0, 40))
+    boxes = [random_faces(rng, height, width) + rng.uniform(-0.4, 0.4) for _ in range(3)]
+    boxes.insert(int(rng.integers(0, 4)), np.zeros((0, 4)))
+    limit = 96 * 96
+    monkeypatch.setattr(utils.tiles, "MAX_PIXELS", limit)
+    plan = plan_batch(boxes, height, width, face_size, context)
+
+    pasted = np.zeros((4, height, width), dtype=int)
+    regions: list[list[tuple[int, tuple[int, ...]]]] = [[] for _ in boxes]
+    for group in plan.groups:
+        tiles, (tile_height, tile_width) = len(group.image), group.side
+        # What one call computes is bounded, unless a single tile is larger.
+        assert tiles == 1 or tiles * tile_height * tile_width <= limit * 4**group.level
+        number, place = np.divmod(group.source.numpy(), tile_height * tile_width)
+        rows, columns = np.divmod(place, tile_width)
+        image = group.image.numpy()[number]
+        rows, columns = rows + group.top.numpy()[number], columns + group.left.numpy()[number]
+        np.testing.assert_array_equal((image * height + rows) * width + columns, group.target)
+        np.add.at(pasted, (image, rows, columns), 1)
+        corners = zip(group.image.tolist(), group.left.tolist(), group.top.tolist(), strict=True)
+        for index, x, y in corners:
+            regions[index].append((group.level, (x, y, x + tile_width, y + tile_height)))
+    np.testing.assert_array_equal(pasted, frame_masks(boxes, height, width)[:, 0])
+    # The tiles are those that each image has by itself.
+    for image_boxes, found in zip(boxes, regions, strict=True):
+        usable = image_boxes[(image_boxes[:, 2:] - image_boxes[:, :2] > 1).all(axis=1)]
+        rounded = np.concatenate([np.floor(usable[:, :2]), np.ceil(usable[:, 2:])], axis=1)
+        rounded = rounded.clip(0, [width, height, width, height]).astype(np.int64)
+        alone = plan_tiles(rounded, height, width, face_size, context)
+        assert sorted(found) == sorted((tile.level, tile.region) for tile in alone)
+
+
+def test_tiles_of_one_shape_share_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    corners = [[x, y, x + 20, y + 20] for x in (5, 197, 389) for y in (5, 197)]
+    boxes = [as_boxes(corners), as_boxes(corners[:1])]
+
+    def sizes(plan: TilePlan) -> list[int]:
+        return [len(group.image) for group in plan.groups]
+
+    assert sizes(plan_batch(boxes, 600, 600, 64, 0)) == [7]
+    monkeypatch.setattr(utils.tiles, "MAX_PIXELS", 3 * 32 * 32)
+    assert sizes(plan_batch(boxes, 600, 600, 64, 0)) == [3, 3, 1]
+    monkeypatch.setattr(utils.tiles, "MAX_PIXELS", 1)
+    assert sizes(plan_batch(boxes, 600, 600, 64, 0)) == [1] * 7
+
+
+def test_a_batch_without_faces_has_no_plan() -> None:
+    boxes = [as_boxes([]), as_boxes([[5, 5, 6, 40]]), as_boxes([[800, 5, 900, 20]])]
+    assert plan_batch(boxes, 100, 100, 64, 16) == TilePlan([])
+    assert not frame_masks(boxes, 100, 100).any()
+    assert plan_batch([], 100, 100, 64, 16) == TilePlan([])
+
+
+def test_a_plan_moves_as_a_whole() -> None:
+    plan = plan_batch([as_boxes([[5, 5, 90, 70], [70, 70, 90, 90]])], 100, 100, 32, 4)
+    moved = plan.to(torch.device("meta"))
+    assert len(moved.groups) == len(plan.groups) == 2
+    for there, here in zip(moved.groups, plan.groups, strict=True):
+        assert (there.level, there.side) == (here.level, here.side)
+        for name in ("image", "top", "left", "source", "target"):
+            assert getattr(there, name).is_meta
+            assert getattr(there, name).shape == getattr(here, name).shape
+            assert getattr(here, name).dtype == torch.int64

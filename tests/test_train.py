@@ -2,52 +2,30 @@
 
 from __future__ import annotations
 
+import io
+import json
 import math
-import shutil
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from models.generator import BlurGenerator
 from models.retinaface import RetinaFace
 from models.weights import load_weights, save_weights
-from tests.training_runs import Place, log_of, overrides, started
+from tests.training_runs import (
+    Place,
+    assert_same_checkpoint,
+    log_of,
+    newest,
+    overrides,
+)
 from utils.run_dir import RunDirectory
-
-
-def tensors_of(content: Any, name: str = "") -> dict[str, Any]:
-    """The values of a checkpoint by their place in it."""
-    if isinstance(content, dict):
-        pairs = content.items()
-    elif isinstance(content, list | tuple):
-        pairs = enumerate(content)  # type: ignore[assignment]
-    else:
-        return {name: content}
-    return {k: v for key, value in pairs for k, v in tensors_of(value, f"{name}/{key}").items()}
-
-
-def assert_same_checkpoint(first: Path, second: Path) -> None:
-    a, b = (tensors_of(RunDirectory.open(path).load()) for path in (first, second))
-    assert set(a) == set(b)
-    for name, value in a.items():
-        same = torch.equal(value, b[name]) if isinstance(value, torch.Tensor) else value == b[name]
-        assert same, name
-
-
-@pytest.fixture(scope="module")
-def finished(place: Place) -> Iterator[Path]:
-    """A generator's run from start to end, as a user starts it."""
-    run = place.folder / "finished"
-    process = started(*place.generator(run))
-    output, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
-    assert "Traceback" not in output + errors
-    yield run
-    shutil.rmtree(run)
 
 
 def test_generator_runs_through_all_passes(finished: Path) -> None:
@@ -56,7 +34,7 @@ def test_generator_runs_through_all_passes(finished: Path) -> None:
     passes = [("warm", 0, 2), ("adversary", 0, 4), ("moments", 0, 1), ("generator", 0, 4)]
     expected = [(kind, epoch) for kind, epoch, batches in passes for _ in range(batches)]
     assert [(entry["kind"], entry["epoch"]) for entry in log] == expected
-    losses = {"rev", "proc", "post", "cycl", "adversary", "gradient_norm"}
+    losses = {"loss", "rev", "proc", "post", "cycl", "adversary", "gradient_norm"}
     wanted = {"warm": {"distance"}, "generator": losses}
     for entry in log:
         names = set(entry) - {"step", "kind", "epoch"}
@@ -65,41 +43,51 @@ def test_generator_runs_through_all_passes(finished: Path) -> None:
     steps = [entry for entry in log if entry["kind"] == "generator"]
     for name in losses - {"rev"}:  # the review distance may lie within its budget
         assert all(entry[name] > 0 for entry in steps), name
+    for entry in steps:
+        total = sum(entry[name] for name in ("rev", "proc", "post", "cycl"))
+        assert entry["loss"] == pytest.approx(total, rel=1e-5)
     assert {file.name for file in finished.iterdir()} == {
         "config.yaml",
         "stats.jsonl",
-        "checkpoint.pt",
+        "checkpoint-00000008.pt",
+        "checkpoint-00000011.pt",
+        "best.json",
+        "tensorboard",
     }
+    best = json.loads((finished / "best.json").read_text())
+    means = {8: steps[0]["loss"], 11: sum(entry["loss"] for entry in steps[1:]) / 3}
+    step = min(means, key=lambda step: means[step])
+    assert (best["step"], best["loss"]) == (step, pytest.approx(means[step]))
 
 
-def test_a_killed_run_goes_on_bit_for_bit(
-    place: Place, finished: Path, run_path: Path, main: Callable[..., int]
-) -> None:
-    process = started(*place.generator(run_path))
-    log = run_path / "stats.jsonl"
-    deadline = time.monotonic() + 240
-    # Killed in the middle of the generator's pass, a step after a checkpoint in that pass.
-    while not (log.exists() and len(log.read_bytes().splitlines()) >= 9):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.kill()
-    process.communicate()
-    assert process.returncode != 0
-    state = RunDirectory.open(run_path).load()
-    assert state is not None
-    assert (state["step"], state["batch"]) == (8, 1)
-    assert main("--resume", run_path, "--threads", 1) == 0
-    assert log_of(run_path) == log_of(finished)
-    assert_same_checkpoint(run_path, finished)
+def board_of(run: Path) -> EventAccumulator:
+    board = EventAccumulator(str(run / "tensorboard"), {"images": 0, "scalars": 0})  # all of them
+    board.Reload()
+    return board
+
+
+def test_tensorboard_shows_losses_and_pictures(finished: Path) -> None:
+    board = board_of(finished)
+    (picture,) = board.Images("pictures")
+    assert picture.step == 9  # pictures_every
+    pixels = np.array(Image.open(io.BytesIO(picture.encoded_image_string))).astype(float)
+    # Two images, each clean, blurred and redrawn, 4 px apart.
+    assert pixels.shape == (2 * 68 + 4, 3 * 68 + 4, 3)
+    clean, blurred, redrawn = (pixels[4:68, x : x + 64] for x in (4, 72, 140))
+    assert abs(clean - blurred).mean() > 1
+    assert abs(redrawn - blurred).mean() > 0.1
+    for entry in log_of(finished):
+        for name, value in entry.items():
+            if isinstance(value, float):
+                shown = {e.step: e.value for e in board.Scalars(f"{entry['kind']}/{name}")}
+                assert shown[entry["step"]] == pytest.approx(value, rel=1e-6)
 
 
 def test_export(finished: Path, tmp_path: Path, main: Callable[..., int]) -> None:
     assert main("--export", finished, "--to", tmp_path / "mine.safetensors") == 0
     generator = BlurGenerator()
     load_weights(generator, tmp_path / "mine.safetensors")
-    state = RunDirectory.open(finished).load()
-    assert state is not None
+    state = newest(finished)
     for name, value in generator.state_dict().items():
         assert torch.equal(value, state["generator"][name].half().float())
     assert (tmp_path / "mine.safetensors").stat().st_size < 26_000_000  # float16
@@ -143,10 +131,43 @@ def test_detector_trains_stops_and_goes_on(
     assert main("--export", stopped, "--to", weights) == 0
     detector = RetinaFace()
     load_weights(detector, weights)
-    state = RunDirectory.open(stopped).load()
-    assert state is not None
+    state = newest(stopped)
     for name, value in detector.state_dict().items():
         assert torch.equal(value, state["detector"][name])
+
+
+def test_the_best_checkpoint_is_kept_beside_the_newest(
+    place: Place, run_path: Path, main: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`keep_checkpoints`, `best.json` and `--export --best`; pictures change nothing."""
+    run, plain = run_path / "run", run_path / "plain"
+    numbers = "epochs=4 keep_checkpoints=1 pictures_every=3"
+    assert main(*place.detector(run, *overrides("train_detector", numbers))) == 0
+    log = log_of(run)
+    means = {step: (log[step - 2]["loss"] + log[step - 1]["loss"]) / 2 for step in range(2, 17, 2)}
+    step = min(means, key=lambda step: means[step])
+    assert step < 16, "a case where the newest is the best shows nothing"
+    best = json.loads((run / "best.json").read_text())
+    name = f"checkpoint-{step:08d}.pt"
+    assert best == {"file": name, "step": step, "loss": pytest.approx(means[step])}
+    assert {file.name for file in run.glob("*.pt")} == {name, "checkpoint-00000016.pt"}
+
+    for option, at in (((), 16), (("--best",), step)):
+        weights = run_path / f"{at}.safetensors"
+        capsys.readouterr()
+        assert main("--export", run, "--to", weights, *option) == 0
+        assert f"at step {at}" in capsys.readouterr().out
+        detector = RetinaFace()
+        load_weights(detector, weights)
+        state = torch.load(run / f"checkpoint-{at:08d}.pt", weights_only=True)
+        for key, value in detector.state_dict().items():
+            assert torch.equal(value, state["detector"][key])
+
+    assert [picture.step for picture in board_of(run).Images("pictures")] == [3, 6, 9, 12, 15]
+    assert main(*place.detector(plain, *overrides("train_detector", "epochs=4"))) == 0
+    assert log_of(plain) == log
+    kept = {f"checkpoint-{at:08d}.pt" for at in (step, 12, 14, 16)}
+    assert {file.name for file in plain.glob("*.pt")} == kept
 
 
 def test_detector_learns_from_another_variant(
@@ -168,7 +189,7 @@ def test_generator_learns_from_any_folder(
 ) -> None:
     """`--photos` with `--labels`; `--init` in place of the warm start; rates of the next epoch."""
     states: list[dict[str, Any]] = []
-    monkeypatch.setattr(RunDirectory, "save", lambda self, state: states.append(state))
+    monkeypatch.setattr(RunDirectory, "save", lambda self, state, *_: states.append(state))
     folder = place.data / "train"
     start = place.folder / "start.safetensors"
     save_weights(BlurGenerator(), start)

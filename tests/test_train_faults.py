@@ -8,10 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from tests.training_runs import Place, log_of, overrides, started
+import train
+from models.detector_training import DetectorTraining
+from models.generator_training import GeneratorTraining
+from tests.training_runs import Place, files, log_of, newest, overrides, started
 from utils.run_dir import RunDirectory
 
 Change = Callable[[Place, Path], list[object]]
@@ -47,6 +51,11 @@ def other_weights(place: Place, run: Path) -> list[object]:
     return [*place.generator(run), "--init", place.critic]
 
 
+def no_gradient(weights: str, *more: str) -> Change:
+    options = [f"train_generator.{text}" for text in (f"loss_weights={weights}", *more)]
+    return lambda p, r: [*p.generator(r), *(word for o in options for word in ("--set", o))]
+
+
 FAULTS: list[tuple[Change, str]] = [
     (missing_data, "prepare_widerface.py"),
     (missing_photo, "1 of 8 photos"),
@@ -56,6 +65,9 @@ FAULTS: list[tuple[Change, str]] = [
     (other_weights, "not weights of BlurGenerator"),
     (lambda p, r: [*p.generator(r), "--set", "train_generator.epoch=1"], "it has epochs"),
     (lambda p, r: [*p.generator(r), "--set", "critic.backbone=vgg"], "backbone"),
+    (lambda p, r: [*p.generator(r), "--set", "train_generator.precision=half"], "precision"),
+    (no_gradient("{rev: 0, proc: 0, post: 0, cycl: 0}"), "no gradient"),
+    (no_gradient("{rev: 0, proc: 0, post: 0}", "second_order=false"), "no gradient"),
     (lambda p, r: [*p.generator(r), "--config", r.parent / "no.yaml"], "no such configuration"),
     (lambda p, r: [*p.generator(r), "--photos", p.data, "--labels", p.data], "data"),
     (lambda p, r: ["--resume", r], "no run directory"),
@@ -144,22 +156,91 @@ def test_a_broken_photo_is_named(
 def test_a_loss_that_is_no_number_ends_the_run(
     place: Place, run_path: Path, main: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(*place.detector(run_path)) == 0
-    state = RunDirectory.open(run_path).load()
-    assert state is not None
-    state["step"] = 5
+    numbers = "checkpoint_every=3 keep_checkpoints=9"
+    assert main(*place.detector(run_path, *overrides("train_detector", numbers))) == 0
+    for step in (3, 6, 8, 9, 12):
+        (run_path / f"checkpoint-{step:08d}.pt").unlink()
+    state = newest(run_path)
+    assert (state["step"], state["pass"], state["batch"]) == (4, 1, 0)
     for name, value in state["detector"].items():
         if name.startswith("ClassHead"):
             value.fill_(math.nan)
-    RunDirectory.open(run_path).save(state)
+    RunDirectory.open(run_path).save(state, keep=3)
+    before = (run_path / "checkpoint-00000004.pt").read_bytes()
     capsys.readouterr()
     assert main("--resume", run_path) == 1
     line = last_line(capsys)
-    assert line.startswith("train.py: step 5: the loss is nan; photos: event/")
-    after = RunDirectory.open(run_path).load()
-    assert after is not None
-    assert after["step"] == 5
-    assert len(log_of(run_path)) == 5
+    assert line.startswith("train.py: step 5 (detector): losses {'loss': nan, ")
+    # Read while step 6 runs, it is still step 5's photos that are named.
+    order = np.random.default_rng([0, 0, 1]).permutation(8)[:2]
+    assert f"; photos: {', '.join(f'event/{number}.jpg' for number in order)}; " in line
+    assert [file.name for file in run_path.glob("*.pt")] == ["checkpoint-00000004.pt"]
+    assert (run_path / "checkpoint-00000004.pt").read_bytes() == before
+    assert [entry["step"] for entry in log_of(run_path)] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("way", ["generator", "detector", "resumed", "light"])
+def test_too_little_gpu_memory(
+    place: Place,
+    run_path: Path,
+    main: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    way: str,
+) -> None:
+    """PyTorch's own error ends in one line, with the numbers of the run's own model to lower."""
+    resume = [*place.detector(run_path), *overrides("train_detector", "epochs=1")]
+    if way in ("resumed", "light"):
+        assert main(*resume) == 0
+        (run_path / "checkpoint-00000004.pt").unlink()
+        resume = ["--resume", run_path]
+    if way == "light":
+        assert main("--light", run_path, "--to", run_path.parent / "light.safetensors") == 0
+        resume = ["--resume", run_path.parent / "light.safetensors", "--run", run_path / "more"]
+
+    def full(*_: object, **__: object) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory.\nTried to allocate 20.00 GiB.")
+
+    model = "generator" if way == "generator" else "detector"
+    monkeypatch.setattr(DetectorTraining, "step", full)
+    monkeypatch.setattr(GeneratorTraining, "step", full)
+    capsys.readouterr()
+    assert main(*(place.generator(run_path) if way == "generator" else resume)) == 1
+    line = last_line(capsys)
+    assert line.startswith("train.py: the GPU's memory does not suffice; ")
+    assert f"lower train_{model}.batch_size or train_{model}.frame " in line
+
+
+def test_too_little_gpu_memory_to_validate(
+    place: Place,
+    main: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.cuda.OutOfMemoryError
+
+    monkeypatch.setattr(train, "detector_ap", full)
+    monkeypatch.setattr(train, "validation_source", lambda _: None)
+    assert main("--validate", place.critic) == 1
+    assert "use --device cpu" in last_line(capsys)
+
+
+def test_a_run_on_other_photos_is_not_continued(
+    place: Place,
+    run_path: Path,
+    make_tree: Callable[..., Path],
+    main: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Its place in an epoch, and the learning rate's schedule, hold for as many photos."""
+    data = shutil.copytree(place.data, run_path.parent / "data")
+    assert main(*place.detector(run_path, "--data", data)) == 0
+    make_tree(data, photos=9)
+    before = files(run_path)
+    assert main("--resume", run_path) == 1
+    assert "begun on 8 photos, 9 are here" in last_line(capsys)
+    assert files(run_path) == before
 
 
 def test_a_resumed_run_cannot_change_its_settings(
@@ -181,7 +262,15 @@ def test_a_run_without_a_checkpoint_is_not_exported(
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--photos", "x"], ["--labels", "x"], ["--export", "x"], ["--to", "x"], ["--seed", "-1"]],
+    [
+        ["--photos", "x"],
+        ["--labels", "x"],
+        ["--export", "x"],
+        ["--light", "x"],
+        ["--to", "x"],
+        ["--best"],
+        ["--seed", "-1"],
+    ],
     ids=" ".join,
 )
 def test_arguments_that_do_not_go_together(

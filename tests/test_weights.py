@@ -2,19 +2,24 @@ from __future__ import annotations
 
 import pickle
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
-from torch import nn
+import torchvision
+from torch import Tensor, nn
 
 from models.generator import BlurGenerator
-from models.retinaface import RetinaFace
+from models.retinaface import BACKBONES, RetinaFace
 from models.weights import (
+    GENERATOR,
     WeightsError,
+    build_retinaface,
     load_backbone,
+    load_retinaface,
     load_weights,
     read_state_dict,
     save_weights,
@@ -193,3 +198,129 @@ def test_backbone_that_does_not_fit(tmp_path: Path) -> None:
     save_weights(small(), tmp_path / "w.safetensors")
     with pytest.raises(WeightsError, match="MobileNet025"):
         load_backbone(RetinaFace(), tmp_path / "w.safetensors")
+    save_weights(RetinaFace(), tmp_path / "w.safetensors")  # a detector is no classifier
+    with pytest.raises(WeightsError, match="MobileNet025"):
+        load_backbone(RetinaFace(), tmp_path / "w.safetensors")
+
+
+def test_backbone_as_torchvision_publishes_it(tmp_path: Path) -> None:
+    """ImageNet's classifier is in the file, BatchNorm's step counters are not."""
+    classifier = torchvision.models.resnet50().half()
+    file = {k: v for k, v in classifier.state_dict().items() if "num_batches" not in k}
+    assert {"conv1.weight", "layer4.2.bn3.running_var", "fc.weight"} < file.keys()
+    path = tmp_path / "resnet50.pth"
+    torch.save(file, path)
+    detector = RetinaFace("resnet50", 16)
+    before = {name: value.clone() for name, value in detector.state_dict().items()}
+    load_backbone(detector, path)
+    for name, value in detector.state_dict().items():
+        expected = file.get(name.removeprefix("body."), before[name])
+        assert torch.equal(value, expected.to(value.dtype)), name
+
+    with pytest.raises(WeightsError) as caught:
+        load_backbone(RetinaFace(), path)
+    assert str(caught.value).startswith(f"{path}: weights of resnet50, but ")
+    assert "backbone is mobilenet0.25; change critic.backbone" in str(caught.value)
+    save_weights(RetinaFace().body, path.with_suffix(".safetensors"))
+    with pytest.raises(WeightsError, match=r"of mobilenet0\.25, but .* backbone is resnet50"):
+        load_backbone(detector, path.with_suffix(".safetensors"))
+    path.unlink()  # 50 MB
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("channels", [64, 256])
+def test_a_file_tells_backbone_and_width(tmp_path: Path, backbone: str, channels: int) -> None:
+    path = tmp_path / "detector.safetensors"
+    saved = RetinaFace(backbone, channels)
+    saved(torch.rand(2, 3, 64, 64) * 255)  # statistics of its own
+    for value in saved.state_dict().values():
+        value.copy_(value.half())
+    save_weights(saved, path, torch.float16)
+    loaded = load_retinaface(path)
+    path.unlink()  # 50 MB
+    assert loaded.state_dict().keys() == saved.state_dict().keys()
+    image = torch.rand(1, 3, 50, 70) * 255
+    for value, expected in zip(
+        loaded.eval()(image, landmarks=True), saved.eval()(image, landmarks=True), strict=True
+    ):
+        assert torch.equal(value, expected)
+    frozen = {name for name, p in loaded.named_parameters() if not p.requires_grad}
+    assert frozen == {name for name in dict(loaded.named_parameters()) if "Landmark" in name}
+
+
+def test_a_released_detector_tells_its_backbone(shared: Path) -> None:
+    path = shared / "weights" / "retinaface_mobilenet0.25.pth"
+    by_hand = RetinaFace()
+    load_weights(by_hand, path)
+    loaded = load_retinaface(path).state_dict()
+    assert all(torch.equal(loaded[name], v) for name, v in by_hand.state_dict().items())
+
+
+def test_step_counters_may_be_absent() -> None:
+    state = RetinaFace().state_dict()
+    bare = {name: value for name, value in state.items() if "num_batches" not in name}
+    assert len(bare) < len(state)
+    loaded = build_retinaface(bare, Path("w.pth")).state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in state.items())
+
+
+State = dict[str, Tensor]
+
+
+def without(state: State, name: str) -> State:
+    return {key: value for key, value in state.items() if key != name}
+
+
+NO_DETECTOR: dict[str, tuple[Callable[[State], State], str]] = {
+    "empty": (lambda s: {}, "not weights of a RetinaFace detector"),
+    "backbone alone": (
+        lambda s: {k.removeprefix("body."): v for k, v in s.items() if k.startswith("body.")},
+        "not weights of a RetinaFace detector",
+    ),
+    "no pyramid": (
+        lambda s: without(s, "fpn.output1.0.weight"),
+        "not weights of a RetinaFace detector",
+    ),
+    "scalar": (
+        lambda s: {**s, "fpn.output1.0.weight": torch.tensor(1.0)},
+        "not weights of a RetinaFace detector",
+    ),
+    "width": (lambda s: {**s, "fpn.output1.0.weight": torch.zeros(30, 64, 1, 1)}, "not 30"),
+    "missing": (lambda s: without(s, "ssh2.conv3X3.0.weight"), "ssh2.conv3X3.0.weight"),
+    "missing statistics": (
+        lambda s: without(s, "body.stage1.0.1.running_var"),
+        "body.stage1.0.1.running_var",
+    ),
+    "extra": (lambda s: {**s, "body.fc.bias": torch.zeros(9)}, "difference: body.fc.bias"),
+    "another width": (
+        lambda s: {**s, "fpn.output1.0.weight": torch.zeros(32, 64, 1, 1)},
+        "not weights of RetinaFace (300 tensors, 300 expected",
+    ),
+    "both backbones": (
+        lambda s: {**s, "body.layer1.0.conv1.weight": torch.zeros(64, 64, 1, 1)},
+        "difference: body.layer1.0.conv1.weight",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NO_DETECTOR)
+def test_what_is_no_detector_is_refused(case: str) -> None:
+    spoil, words = NO_DETECTOR[case]
+    with pytest.raises(WeightsError) as caught:
+        build_retinaface(spoil(RetinaFace().state_dict()), Path("folder/w.pth"))
+    assert str(caught.value).startswith(f"{Path('folder/w.pth')}: ")
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_files_that_hold_no_detector(tmp_path: Path) -> None:
+    (tmp_path / "broken.pth").write_bytes(b"no weights at all")
+    for path, words in {
+        GENERATOR: r"backbones: mobilenet0\.25, resnet50",
+        tmp_path / "nowhere.pth": "no such weight file",
+        tmp_path / "broken.pth": "truncated",
+    }.items():
+        with pytest.raises(WeightsError, match=words) as caught:
+            load_retinaface(path)
+        assert str(caught.value).startswith(f"{path}: ")

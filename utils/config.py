@@ -10,9 +10,10 @@ import yaml
 
 CONFIG = Path(__file__).resolve().parent.parent / "config.yaml"
 
-BACKBONES = ("mobilenet0.25",)
+BACKBONES = ("mobilenet0.25", "resnet50")
 RANGES = (("train_generator", "aspect"), ("train_generator", "scale"), ("train_detector", "crop"))
 SUBSAMPLINGS = ("4:4:4", "4:2:2", "4:2:0")
+PRECISIONS = ("float32", "bfloat16", "auto")
 
 INFINITE = float("inf")
 LIMITS = {
@@ -38,6 +39,8 @@ LIMITS = {
     "train_generator.moment_warmup": (1, INFINITE),
     "train_generator.warm_start_steps": (0, INFINITE),
     "train_generator.checkpoint_every": (1, INFINITE),
+    "train_generator.keep_checkpoints": (1, INFINITE),
+    "train_generator.pictures_every": (0, INFINITE),
     "train_detector.epochs": (1, INFINITE),
     "train_detector.lr": (1e-12, INFINITE),
     "train_detector.weight_decay": (0, INFINITE),
@@ -45,6 +48,8 @@ LIMITS = {
     "train_detector.frame": (32, INFINITE),
     "train_detector.crop": (0.01, 1),
     "train_detector.checkpoint_every": (1, INFINITE),
+    "train_detector.keep_checkpoints": (1, INFINITE),
+    "train_detector.pictures_every": (0, INFINITE),
     "detect.score": (0, 1),
     "detect.nms_iou": (0, 1),
     "detect.longest_side": (32, INFINITE),
@@ -98,6 +103,16 @@ def check_limits(config: dict[str, Any]) -> None:
             raise ConfigError(f"{section}.{key} must be [low, high], not [{low}, {high}]")
     if config["critic"]["backbone"] not in BACKBONES:
         raise ConfigError(f"critic.backbone must be one of {', '.join(BACKBONES)}")
+    recipe = config["train_generator"]
+    if recipe["precision"] not in PRECISIONS:
+        raise ConfigError(f"train_generator.precision must be one of {', '.join(PRECISIONS)}")
+    weights = recipe["loss_weights"]
+    first_order = any(weights[name] for name in ("rev", "proc", "post"))
+    if not first_order and not (weights["cycl"] and recipe["second_order"]):
+        raise ConfigError(
+            "train_generator.loss_weights and second_order leave the generator no gradient; "
+            "cycl gives one through second_order only"
+        )
     if config["output"]["jpeg_subsampling"] not in SUBSAMPLINGS:
         raise ConfigError(f"output.jpeg_subsampling must be one of {', '.join(SUBSAMPLINGS)}")
 

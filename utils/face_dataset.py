@@ -7,25 +7,29 @@ number of workers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from utils.augment import crop_to_frame, stretch_to_frame
 from utils.blur import gaussian_blur
 from utils.boxes import usable
 from utils.image_files import jpeg_coded, read_photo
+from utils.sampling import BatchOrder, Position
+from utils.tiles import TilePlan, frame_masks, plan_batch
 from utils.widerface import LabelledPhoto, find_labels, photo_path, read_labels
 
-Position = tuple[int, int, int]
-"""Stage, epoch and index of a sample."""
+Sample = tuple[list[np.ndarray], np.ndarray, str]
+"""Frames uint8 [H, W, 3] RGB, boxes float64 [N, 4] as (x1, y1, x2, y2), the photo's name."""
+
+B = TypeVar("B", bound="Batch")
 
 
 class DataError(Exception):
@@ -34,27 +38,39 @@ class DataError(Exception):
 
 @dataclass(frozen=True)
 class Batch:
-    """Training batch on the CPU: uint8 images [B, 3, H, W] RGB; faces padded to the most.
-
-    `blurred` is None where the variant being trained on is the only image.
-    """
+    """Training batch: images uint8 [B, 3, H, W] RGB; faces padded to the most."""
 
     images: Tensor
-    blurred: Tensor | None
     boxes: Tensor  # float32 [B, M, 4] as (x1, y1, x2, y2) in pixels
     present: Tensor  # bool [B, M]
     names: list[str]
 
-    def pin_memory(self) -> Batch:
+    def _mapped(self: B, change: Callable[[Any], Any]) -> B:
+        parts = {name: change(part) for name, part in vars(self).items() if name != "names"}
+        return replace(self, **parts)
+
+    def pin_memory(self: B) -> B:
         """Copy to page-locked memory; the loader calls this where a GPU is used."""
-        blurred = None if self.blurred is None else self.blurred.pin_memory()
-        return replace(
-            self,
-            images=self.images.pin_memory(),
-            blurred=blurred,
-            boxes=self.boxes.pin_memory(),
-            present=self.present.pin_memory(),
+        return self._mapped(lambda part: part.pin_memory())
+
+    def to(self: B, device: torch.device) -> B:
+        """Move everything; from page-locked memory without waiting."""
+        return self._mapped(
+            lambda part: (
+                part.to(device)
+                if isinstance(part, TilePlan)
+                else part.to(device, non_blocking=True)
+            )
         )
+
+
+@dataclass(frozen=True)
+class GeneratorBatch(Batch):
+    """Clean images with their blurred copies, and all that is known before the step."""
+
+    blurred: Tensor  # uint8 [B, 3, H, W] RGB
+    mask: Tensor  # uint8 [B, 1, H, W], 1 inside the boxes
+    plan: TilePlan
 
 
 @dataclass(frozen=True)
@@ -113,11 +129,13 @@ class GeneratorSamples(Dataset[Any]):
     placements: int
     kernel_factor: float
     jpeg_quality: int
+    face_size: int
+    context: int
 
     def __len__(self) -> int:
         return len(self.source.photos)
 
-    def __getitem__(self, position: Position) -> tuple[list[np.ndarray], np.ndarray, str]:
+    def __getitem__(self, position: Position) -> Sample:
         photo = self.source.photos[position[2]]
         clean = read_photo(photo_path(self.source.images_dir, photo.path)).pixels
         if self.source.blurred_dir is None:
@@ -142,6 +160,19 @@ class GeneratorSamples(Dataset[Any]):
         )
         return images, boxes, photo.path
 
+    def collate(self, samples: Sequence[Sample]) -> GeneratorBatch | None:
+        """Stack the samples that kept a face and plan their tiles; None if none did."""
+        (clean, blurred), faces, labels = _stacked(samples)
+        if not faces:
+            return None
+        return GeneratorBatch(
+            clean,
+            *labels,
+            blurred,
+            frame_masks(faces, self.frame, self.frame),
+            plan_batch(faces, self.frame, self.frame, self.face_size, self.context),
+        )
+
 
 @dataclass(frozen=True)
 class DetectorSamples(Dataset[Any]):
@@ -155,7 +186,7 @@ class DetectorSamples(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.source.photos)
 
-    def __getitem__(self, position: Position) -> tuple[list[np.ndarray], np.ndarray, str]:
+    def __getitem__(self, position: Position) -> Sample:
         photo = self.source.photos[position[2]]
         image, boxes = crop_to_frame(
             read_photo(photo_path(self.source.images_dir, photo.path)).pixels,
@@ -166,66 +197,44 @@ class DetectorSamples(Dataset[Any]):
         )
         return [image], boxes, photo.path
 
-
-def collate(samples: Sequence[tuple[list[np.ndarray], np.ndarray, str]]) -> Batch | None:
-    """Stack samples that kept a face; None if none did."""
-    samples = [sample for sample in samples if len(sample[1])]
-    if not samples:
-        return None
-    stacks = [
-        torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
-        for images in zip(*(sample[0] for sample in samples), strict=True)
-    ]
-    most = max(len(sample[1]) for sample in samples)
-    boxes = torch.zeros(len(samples), most, 4)
-    present = torch.zeros(len(samples), most, dtype=torch.bool)
-    for row, (_, kept, _) in enumerate(samples):
-        boxes[row, : len(kept)] = torch.from_numpy(kept)
-        present[row, : len(kept)] = True
-    blurred = stacks[1] if len(stacks) > 1 else None
-    return Batch(stacks[0], blurred, boxes, present, [sample[2] for sample in samples])
+    def collate(self, samples: Sequence[Sample]) -> Batch | None:
+        """Stack the samples that kept a face; None if none did."""
+        (images,), faces, labels = _stacked(samples)
+        return Batch(images, *labels) if faces else None
 
 
-@dataclass(frozen=True)
-class EpochOrder(Sampler[Position]):
-    """A random order of `count` samples, the same for the same seed, stage and epoch."""
-
-    count: int
-    seed: int
-    stage: int
-    epoch: int
-    skip: int = 0
-
-    def __len__(self) -> int:
-        return self.count - self.skip
-
-    def __iter__(self) -> Iterator[Position]:
-        order = np.random.default_rng([self.seed, self.stage, self.epoch]).permutation(self.count)
-        for index in order[self.skip :]:
-            yield self.stage, self.epoch, int(index)
-
-
-def epoch_loader(
-    samples: GeneratorSamples | DetectorSamples,
-    batch_size: int,
-    stage: int,
-    epoch: int,
-    first_batch: int,
-    workers: int,
-    pin_memory: bool = False,
-) -> DataLoader[Any]:
-    """Batches of one epoch from `first_batch` on; the last, smaller batch is left out.
-
-    `stage` tells apart passes of one epoch that must not see the same random numbers.
+def _stacked(
+    samples: Sequence[Sample],
+) -> tuple[list[Tensor], list[np.ndarray], tuple[Tensor, Tensor, list[str]]]:
+    """Frames [B, 3, H, W], faces per image, and the padded faces with the names, of the samples
+    that kept a face.
     """
-    order = EpochOrder(len(samples), samples.seed, stage, epoch, skip=first_batch * batch_size)
+    kept = [sample for sample in samples if len(sample[1])]
+    stacks = []
+    for frames in zip(*(images for images, _, _ in kept or samples), strict=True):
+        stacks.append(torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).contiguous())
+    most = max((len(boxes) for _, boxes, _ in kept), default=0)
+    padded = torch.zeros(len(kept), most, 4)
+    present = torch.zeros(len(kept), most, dtype=torch.bool)
+    for row, (_, boxes, _) in enumerate(kept):
+        padded[row, : len(boxes)] = torch.from_numpy(boxes)
+        present[row, : len(boxes)] = True
+    faces = [boxes for _, boxes, _ in kept]
+    return stacks, faces, (padded, present, [name for _, _, name in kept])
+
+
+def run_loader(
+    samples: GeneratorSamples | DetectorSamples, order: BatchOrder, workers: int, pin_memory: bool
+) -> DataLoader[Any]:
+    """All batches of `order`; its worker processes live as long as the run.
+
+    An item is a batch, or None where no sample kept a face.
+    """
     return DataLoader(
         samples,
-        batch_size=batch_size,
-        sampler=order,
+        batch_sampler=order,
         num_workers=workers,
-        collate_fn=collate,
-        drop_last=True,
+        collate_fn=samples.collate,
         multiprocessing_context="spawn" if workers else None,
         worker_init_fn=_single_thread if workers else None,
         pin_memory=pin_memory,

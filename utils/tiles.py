@@ -7,14 +7,24 @@ scale: the generator's five max-poolings then fall as they would on the whole fr
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor
+
+from utils.blur import face_mask
+from utils.boxes import pixel_boxes, usable
 
 LATTICE = 32
 
 MAX_AREA = 1 << 20
 """Pixels of a shared tile, at most; bounds the memory of a photo full of faces."""
+
+MAX_PIXELS = 1 << 21
+"""Pixels of one generator call, at most, likewise."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +39,96 @@ class Tile:
     level: int
     region: tuple[int, int, int, int]
     pixels: np.ndarray
+
+
+@dataclass(frozen=True)
+class TileGroup:
+    """Tiles of one level and shape, which go through the generator in one call.
+
+    `side`: (height, width) of a tile in frame pixels. `image`, `top`, `left`: int64 [P], the
+    image of the batch and the corner in it. `source`: int64 [Q], places in the P outputs at
+    frame scale, flattened; `target`: int64 [Q], the places in the batch's pixels, flattened,
+    where they are pasted.
+    """
+
+    level: int
+    side: tuple[int, int]
+    image: Tensor
+    top: Tensor
+    left: Tensor
+    source: Tensor
+    target: Tensor
+
+
+@dataclass(frozen=True)
+class TilePlan:
+    """All tiles of a batch of frames."""
+
+    groups: list[TileGroup]
+
+    def to(self, device: torch.device) -> TilePlan:
+        """Move all tensors; pinned ones without waiting."""
+        return self._mapped(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> TilePlan:
+        """Copy to page-locked memory."""
+        return self._mapped(Tensor.pin_memory)
+
+    def _mapped(self, change: Callable[[Tensor], Tensor]) -> TilePlan:
+        groups = []
+        for group in self.groups:
+            tensors = (group.image, group.top, group.left, group.source, group.target)
+            groups.append(TileGroup(group.level, group.side, *map(change, tensors)))
+        return TilePlan(groups)
+
+
+def plan_batch(
+    boxes: Sequence[np.ndarray], height: int, width: int, face_size: int, context: int
+) -> TilePlan:
+    """Tiles for all faces of a batch of frames of `height` x `width`.
+
+    `boxes`: per image float [N, 4] as (x1, y1, x2, y2); those of more than 1 px are covered.
+    `face_size` and `context`: see `plan_tiles`.
+    """
+    by_shape: dict[tuple[int, int, int], list[tuple[int, Tile]]] = defaultdict(list)
+    for image, image_boxes in enumerate(boxes):
+        faces = pixel_boxes(image_boxes[usable(image_boxes)], height, width)
+        for tile in plan_tiles(faces, height, width, face_size, context):
+            x1, y1, x2, y2 = tile.region
+            by_shape[(tile.level, y2 - y1, x2 - x1)].append((image, tile))
+    groups = []
+    for (level, tile_height, tile_width), tiles in by_shape.items():
+        per_call = max(1, (MAX_PIXELS << (2 * level)) // (tile_height * tile_width))
+        for start in range(0, len(tiles), per_call):
+            part = tiles[start : start + per_call]
+            groups.append(_group(part, level, (tile_height, tile_width), height, width))
+    return TilePlan(groups)
+
+
+def _group(
+    tiles: list[tuple[int, Tile]], level: int, side: tuple[int, int], height: int, width: int
+) -> TileGroup:
+    source, target = [], []
+    for number, (image, tile) in enumerate(tiles):
+        x1, y1 = tile.region[:2]
+        rows, columns = tile.pixels // width - y1, tile.pixels % width - x1
+        source.append((number * side[0] + rows) * side[1] + columns)
+        target.append(image * height * width + tile.pixels)
+    return TileGroup(
+        level,
+        side,
+        torch.tensor([image for image, _ in tiles]),
+        torch.tensor([tile.region[1] for _, tile in tiles]),
+        torch.tensor([tile.region[0] for _, tile in tiles]),
+        torch.from_numpy(np.concatenate(source)),
+        torch.from_numpy(np.concatenate(target)),
+    )
+
+
+def frame_masks(boxes: Sequence[np.ndarray], height: int, width: int) -> Tensor:
+    """The face mask m of a batch: uint8 [B, 1, H, W], 1 inside the boxes of more than 1 px."""
+    masks = [face_mask(image_boxes, height, width) for image_boxes in boxes]
+    return torch.from_numpy(np.stack(masks))[:, None]
 
 
 def plan_tiles(
