@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import utils.tiles
+from tests.batches import same
 from utils.boxes import as_boxes
 from utils.tiles import LATTICE, TilePlan, frame_masks, plan_batch, plan_tiles
 
@@ -106,6 +107,10 @@ def test_plan_of_a_batch(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
         for index, x, y in corners:
             regions[index].append((group.level, (x, y, x + tile_width, y + tile_height)))
     np.testing.assert_array_equal(pasted, frame_masks(boxes, height, width)[:, 0])
+    # No more calls than the bound demands.
+    for level, side in {(group.level, group.side) for group in plan.groups}:
+        sizes = [len(g.image) for g in plan.groups if (g.level, g.side) == (level, side)]
+        assert len(sizes) == -(-sum(sizes) // max(1, limit * 4**level // (side[0] * side[1])))
     # The tiles are those that each image has by itself.
     for image_boxes, found in zip(boxes, regions, strict=True):
         usable = image_boxes[(image_boxes[:, 2:] - image_boxes[:, :2] > 1).all(axis=1)]
@@ -138,6 +143,7 @@ def test_a_batch_without_faces_has_no_plan() -> None:
 
 def test_a_plan_moves_as_a_whole() -> None:
     plan = plan_batch([as_boxes([[5, 5, 90, 70], [70, 70, 90, 90]])], 100, 100, 32, 4)
+    assert same(plan.to(torch.device("cpu")), plan)
     moved = plan.to(torch.device("meta"))
     assert len(moved.groups) == len(plan.groups) == 2
     for there, here in zip(moved.groups, plan.groups, strict=True):

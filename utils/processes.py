@@ -97,9 +97,15 @@ def mean_over_processes(values: Tensor) -> Tensor:
 
 
 def all_agree(flag: bool) -> bool:
-    """True where every process says so. Every process must ask."""
+    """True where every process says so. Every process must ask.
+
+    Raises `ProcessError` where one of them has ended.
+    """
     if process_count() == 1:
         return flag
     answer = torch.tensor(int(flag))
-    dist.all_reduce(answer, dist.ReduceOp.MIN)
+    try:
+        dist.all_reduce(answer, dist.ReduceOp.MIN)
+    except RuntimeError:  # between CPUs: the connection is gone
+        raise ProcessError("another process has ended; its own message says why") from None
     return bool(answer)
