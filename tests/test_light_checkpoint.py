@@ -53,42 +53,47 @@ def counts(optimizer: torch.optim.Optimizer) -> set[float]:
 
 def test_a_generators_run_moves_to_another_place(
     place: Place,
+    finished: Path,
     tmp_path: Path,
     run_path: Path,
     main: Callable[..., int],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    old = moved(place, tmp_path / "old")
-    # Steps: 2 of the warm start, 1 of moments, 2 of the generator.
-    numbers = "adversary_epochs=0 batch_size=4 checkpoint_every=4 keep_checkpoints=9"
-    assert main(*old.generator(run_path, *overrides("train_generator", numbers))) == 0
-    log = log_of(run_path)
-    (run_path / "checkpoint-00000005.pt").unlink()
-    state = newest(run_path)
-    assert state["step"] == 4
+    old = tmp_path / "old"  # a run of another machine: neither its photos nor its critic are here
+    (old / "run").mkdir(parents=True)
+    shutil.copy(finished / "checkpoint-00000008.pt", old / "run")
+    settings = (finished / "config.yaml").read_text(encoding="utf-8")
+    assert settings.count(str(place.folder)) == 2
+    text = settings.replace(str(place.folder), str(old))
+    (old / "run" / "config.yaml").write_text(text, encoding="utf-8")
+    state = newest(old / "run")
 
     light = tmp_path / "carried" / "first.safetensors"
-    assert main("--light", run_path, "--to", light) == 0
+    assert main("--light", old / "run", "--to", light) == 0
     assert 26e6 < light.stat().st_size < 30e6
-    shutil.rmtree(run_path)
-    new = tmp_path / "new"
-    shutil.move(old.data, new)
-    shutil.rmtree(old.folder)
+    shutil.rmtree(old)
+    again = ["--resume", light, "--run", run_path, "--threads", 1]
+    assert main(*again) == 1
+    assert str(old) in capsys.readouterr().err
+    assert not run_path.exists()
 
-    assert main("--resume", light) == 1
-    assert str(old.data) in capsys.readouterr().err
-    again = ["--resume", light, "--run", run_path, "--data", new, "--threads", 1]
-    assert main(*again) == 0
-    (entry,) = log_of(run_path)
-    assert (entry["step"], entry["kind"]) == (5, "generator")
+    assert main(*again, "--data", place.data) == 0
+    entries, log = log_of(run_path), log_of(finished)
+    assert [(entry["step"], entry["kind"]) for entry in entries] == [
+        (step, "generator") for step in (9, 10, 11)
+    ]
     for name in ("rev", "proc", "post", "cycl"):  # of the weights as they came, in float16
-        assert entry[name] == pytest.approx(log[4][name], rel=0.02, abs=0.02), name
+        assert entries[0][name] == pytest.approx(log[8][name], rel=0.02, abs=0.02), name
     after = newest(run_path)
-    assert after["step"] == 5
+    assert after["step"] == 11
     assert_same(after["critic"], state["critic"])
-    settings = RunDirectory.open(run_path).settings
-    assert settings["data"] == str(new)
-    assert settings["config"]["train_generator"]["batch_size"] == 4
+    # One step of `moment_warmup` before those of the run; phase (a) is over.
+    for optimizer, steps in (("phase_a", 1), ("phase_b", 4), ("generator", 4)):
+        moments = after[f"{optimizer}_optimizer"]["state"].values()
+        assert {float(values["step"]) for values in moments} == {steps}
+    new = RunDirectory.open(run_path).settings
+    assert new["data"] == str(place.data)
+    assert new["config"] == RunDirectory.open(finished).settings["config"]
 
 
 def test_filling_a_generators_moments_changes_nothing_else(

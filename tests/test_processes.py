@@ -137,7 +137,7 @@ def test_a_run_of_two_processes_is_that_of_one(
     for one, two in zip(alone, together, strict=True):
         assert one.keys() == two.keys()
         for name in one.keys() - {"kind", "gradient_norm"}:  # the latter has few digits
-            digits = 1e-6 if one["kind"] != "generator" else 0.03
+            digits = 1e-5 if one["kind"] != "generator" else 0.03
             assert two[name] == pytest.approx(one[name], rel=digits), (name, one["step"])
 
 

@@ -1,4 +1,5 @@
-"""Plain anonymisation inside face boxes: Gaussian blur, mosaic, black; and the face mask.
+"""Plain anonymisation inside face boxes: Gaussian blur, mosaic, black; and the face mask. Beside
+them, what a sceptic would try in DartBlur's place: ellipses that fade, decoys that are no face.
 
 Images are uint8 `[H, W, 3]`, boxes `(x1, y1, x2, y2)` in pixels, `[N, 4]`. A box covers every pixel
 that it touches. Each function returns a new array and changes nothing outside the boxes; boxes of
@@ -13,9 +14,14 @@ import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from utils.boxes import as_boxes, pixel_boxes, usable
+from utils.boxes import Boxes, as_boxes, pixel_boxes, usable
 
 Pixels = NDArray[np.uint8]
+
+FEATHER = 0.25
+"""Share of an ellipse's radius over which it fades."""
+
+_DECOY_TRIES = 50
 
 # OpenCV's 8-bit Gaussian kernels are whole numbers of 1/256.
 _ONE = 256
@@ -92,6 +98,65 @@ def face_mask(boxes: ArrayLike, height: int, width: int) -> NDArray[np.uint8]:
     for region, _ in _regions(mask, boxes):
         region[:] = 1
     return mask
+
+
+def blend_in_ellipses(
+    image: Pixels, hidden: Pixels, boxes: ArrayLike, feather: float = FEATHER
+) -> Pixels:
+    """`hidden` in the ellipse inscribed in each usable box, fading into `image` towards its edge.
+
+    Images uint8 `[H, W, 3]`. The outermost `feather` of the radius fades; the corners of the boxes
+    are those of `image`. Where ellipses overlap, the one that hides more counts.
+    """
+    array = as_boxes(boxes)
+    array = array[usable(array)]
+    height, width = image.shape[:2]
+    weights = np.zeros((height, width, 1))
+    corners = pixel_boxes(array, height, width).tolist()
+    for box, (x1, y1, x2, y2) in zip(array, corners, strict=True):
+        centre, radii = (box[:2] + box[2:]) / 2, (box[2:] - box[:2]) / 2
+        across = (np.arange(x1, x2) + 0.5 - centre[0]) / radii[0]
+        down = (np.arange(y1, y2) + 0.5 - centre[1]) / radii[1]
+        ramp = ((1 - np.hypot(across[None], down[:, None])) / feather).clip(0, 1)
+        region = weights[y1:y2, x1:x2, 0]
+        np.maximum(region, ramp * ramp * (3 - 2 * ramp), out=region)  # no edge at either end
+    return (weights * hidden + (1 - weights) * image).round().astype(np.uint8)
+
+
+def decoy_boxes(boxes: ArrayLike, height: int, width: int, rng: np.random.Generator) -> Boxes:
+    """A random box of the same size for each usable box of an image, on none of them.
+
+    Decoys, `[N, 4]` and whole pixels, keep off each other too. One that finds no place shrinks by a
+    fifth until it does; one that would come down to a pixel is left out.
+    """
+    array = as_boxes(boxes)
+    corners = pixel_boxes(array[usable(array)], height, width)
+    taken = face_mask(array, height, width)
+    decoys = []
+    sizes = (corners[:, 2:] - corners[:, :2]).tolist()
+    for size in sorted(sizes, key=lambda sides: -sides[0] * sides[1]):  # the large ones need room
+        box_width, box_height = size
+        while min(box_width, box_height) > 1:
+            place = _free_place(taken, box_width, box_height, rng)
+            if place is not None:
+                x, y = place
+                taken[y : y + box_height, x : x + box_width] = 1
+                decoys.append((x, y, x + box_width, y + box_height))
+                break
+            box_width, box_height = int(box_width * 0.8), int(box_height * 0.8)
+    return as_boxes(decoys)
+
+
+def _free_place(
+    taken: NDArray[np.uint8], width: int, height: int, rng: np.random.Generator
+) -> tuple[int, int] | None:
+    """A random (x, y) where a box fits and nothing is taken; None if no draw finds one."""
+    for _ in range(_DECOY_TRIES):
+        x = int(rng.integers(0, taken.shape[1] - width + 1))
+        y = int(rng.integers(0, taken.shape[0] - height + 1))
+        if not taken[y : y + height, x : x + width].any():
+            return x, y
+    return None
 
 
 def _regions(image: Pixels, boxes: ArrayLike) -> Iterator[tuple[Pixels, tuple[float, float]]]:

@@ -8,14 +8,15 @@
 """
 
 import math
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
 from numpy.typing import NDArray
 
-from utils.boxes import as_boxes, xywh_to_xyxy
+from utils.boxes import as_boxes, xywh_to_xyxy, xyxy_to_xywh
 
 LANDMARKS = 5
 RETINAFACE_COLUMNS = (4, 4 + 3 * LANDMARKS + 1)  # x y w h; or with 5 x (x y flag) and a score
@@ -116,6 +117,19 @@ def read_labels(path: Path) -> list[LabelledPhoto]:
         first_seen[key] = number
         labelled.append(photo)
     return labelled
+
+
+def write_labels(path: Path, photos: Iterable[LabelledPhoto]) -> None:
+    """Write boxes in RetinaFace's format, `# path` and rows `x y w h`; complete or not at all."""
+    lines = []
+    for photo in photos:
+        lines.append(f"# {photo.path}")
+        rows = xyxy_to_xywh(photo.boxes).tolist()
+        lines += [" ".join(f"{value:.12g}" for value in row) for row in rows]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
+    os.replace(temporary, path)
 
 
 def _lines(path: Path) -> list[Line]:
