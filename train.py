@@ -218,9 +218,9 @@ def train(arguments: argparse.Namespace, device: torch.device) -> None:
     except torch.cuda.OutOfMemoryError:
         section = f"train_{settings['model']}"
         raise TrainingError(
-            f"the GPU's memory does not suffice; lower {section}.batch_size or {section}.frame "
-            f"(--dry-run tries a step), or share the batch among GPUs with torchrun. "
-            f"The run's checkpoints stay"
+            f"the GPU's memory does not suffice; share the batch among GPUs with torchrun, or "
+            f"lower {section}.batch_size or {section}.frame in a new run, which --init lets go on "
+            f"from weights that --export writes. The run's checkpoints stay"
         ) from None
 
 

@@ -58,9 +58,9 @@ class DetectorTraining:
         """An epoch a pass."""
         return [Pass("detector", epoch, 0, batches) for epoch in range(self.recipe["epochs"])]
 
-    def rewarm_plan(self, batches: int) -> list[Pass]:
+    def rewarm_plan(self, batches: int, epoch: int) -> list[Pass]:
         """One pass over samples of its own."""
-        return [Pass("detector", 0, 1, min(REWARM_STEPS, batches))]
+        return [Pass("detector", epoch, 1, min(REWARM_STEPS, batches))]
 
     def step(self, current: Pass, batch: Batch, still: bool = False) -> dict[str, Tensor]:
         """One step; see `models.training_loop.Training.step`."""

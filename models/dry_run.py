@@ -35,7 +35,9 @@ def dry_run(setup: Setup, path: Path, device: torch.device, workers: int, done: 
     checkpoint = _bytes_of(setup.training.state())
     needed = checkpoint * (schedule.keep_checkpoints + 2)  # the best, and the one being written
     existing = next(folder for folder in [path, *path.absolute().parents] if folder.exists())
-    free = shutil.disk_usage(existing).free
+    # A run that goes on overwrites what it has written.
+    own = sum(file.stat().st_size for file in path.glob("checkpoint-*.pt"))
+    free = shutil.disk_usage(existing).free + own
     if free < needed:
         raise RunError(
             f"{path}: checkpoints need {_size(needed)}, {_size(free)} are free; "
@@ -49,7 +51,7 @@ def dry_run(setup: Setup, path: Path, device: torch.device, workers: int, done: 
         f"checkpoints: up to {_size(needed)} of {_size(free)} that are free",
     ]
     if device.type == "cuda":
-        lines.append(f"GPU memory: {_size(torch.cuda.max_memory_allocated(device))} at most")
+        lines.append(f"GPU memory: {_size(torch.cuda.max_memory_allocated(device))} in these steps")
     hours, minutes = divmod(round(total / 60), 60)
     lines.append(f"estimated time: {hours} h {minutes:02d} min")
     return "\n".join(lines)

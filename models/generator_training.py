@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 
 from models.batch_norm import share_batch_norm
@@ -92,14 +92,13 @@ class GeneratorTraining:
         self.critic = critic.to(device)
         self.adversary = copy.deepcopy(critic).train()
         critic.eval().requires_grad_(False)
-        # What the steps call: the same parameters, compiled and with gradients shared.
-        self.drawing: nn.Module = generator
+        # What the steps call: the same parameters, compiled, and with gradients shared.
+        self.compiled: Any = generator
         if self.recipe["compile"]:
-            compiled: Any = torch.compile(generator, dynamic=True)
-            self.drawing = compiled
+            self.compiled = torch.compile(generator, dynamic=True)
         if process_count() > 1:
             share_batch_norm(self.adversary)
-        self.drawing = share_gradients(self.drawing)
+        self.drawing = share_gradients(self.compiled)
         self.learner = share_gradients(self.adversary)
         trained = [p for p in self.adversary.parameters() if p.requires_grad]
         adam, betas = torch.optim.Adam, tuple(self.recipe["betas"])
@@ -114,11 +113,11 @@ class GeneratorTraining:
         """See `plan_passes`."""
         return plan_passes(self.recipe, batches, self.warm_start)
 
-    def rewarm_plan(self, batches: int) -> list[Pass]:
+    def rewarm_plan(self, batches: int, epoch: int) -> list[Pass]:
         """The adversary's moments first: the generator's gradients depend on them."""
         stage = self.recipe["adversary_epochs"] + 3
         steps = min(self.recipe["moment_warmup"], batches)
-        return [Pass("adversary", 0, stage, steps), Pass("generator", 0, stage + 1, steps)]
+        return [Pass("adversary", epoch, stage, steps), Pass("generator", epoch, stage + 1, steps)]
 
     def state(self) -> dict[str, Any]:
         """Networks and optimizers; the critic too, so that a run does not depend on its file."""
@@ -164,7 +163,7 @@ class GeneratorTraining:
 
     def _redraw(self, batch: GeneratorBatch, prepared: Prepared) -> Tensor:
         # Without gradients there is nothing for the processes to share.
-        drawing = self.drawing if torch.is_grad_enabled() else self.generator
+        drawing = self.drawing if torch.is_grad_enabled() else self.compiled
         device_type = prepared.blurred.device.type
         with torch.autocast(device_type, self.precision, self.precision != torch.float32):
             redrawn = redraw_tiles(drawing, prepared.blurred, prepared.mask, batch.plan)
@@ -241,6 +240,6 @@ class GeneratorTraining:
 def pick_precision(name: str, device: torch.device) -> torch.dtype:
     """Precision of the first-order passes; "auto" is bfloat16 where the GPU has it."""
     if name == "auto":
-        has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        has_bfloat16 = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
         name = "bfloat16" if has_bfloat16 else "float32"
     return PRECISIONS[name]

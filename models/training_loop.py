@@ -14,7 +14,13 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from utils.face_dataset import DetectorSamples, GeneratorSamples, run_loader
-from utils.processes import all_agree, mean_over_processes, process_count, process_rank
+from utils.processes import (
+    all_agree,
+    mean_over_processes,
+    process_count,
+    process_rank,
+    require_same,
+)
 from utils.provenance import provenance
 from utils.run_dir import RunDirectory
 from utils.sampling import BatchOrder, Pass
@@ -30,8 +36,8 @@ class Training(Protocol):
     def plan(self, batches: int) -> list[Pass]:
         """The whole run in order, for `batches` batches an epoch."""
 
-    def rewarm_plan(self, batches: int) -> list[Pass]:
-        """Passes of `still` steps that fill the moments a light checkpoint lacks."""
+    def rewarm_plan(self, batches: int, epoch: int) -> list[Pass]:
+        """Passes of `still` steps that fill the moments a light checkpoint of `epoch` lacks."""
 
     def step(self, current: Pass, batch: Any, still: bool = False) -> dict[str, Tensor]:
         """Take a step on a batch that is on the device; scalars with the losses before it.
@@ -144,7 +150,8 @@ def run_training(
     """Train in place, from the run's newest checkpoint on, to the end of the plan.
 
     Every step is a line of `stats.jsonl`, written one step late. Raises `TrainingError` on a
-    loss that is not finite; the checkpoints stay.
+    loss that is not finite; the checkpoints stay. Raises `ProcessError` where several
+    processes start from different steps.
     """
     batches = len(samples) // schedule.batch_size
     passes = training.plan(batches)
@@ -153,8 +160,11 @@ def run_training(
     if state is not None:
         training.load(state)
         start, first, step = state["pass"], state["batch"], state["step"]
-        if state.get("light"):
-            rewarm(training, samples, schedule.batch_size, batches, device, workers)
+    require_same(step, "processes found different checkpoints; they must share the run directory")
+    if state is not None and state.get("light"):
+        # The learning rates of the inner step are those of the epoch that goes on.
+        epoch = passes[min(start, len(passes) - 1)].epoch
+        rewarm(training, samples, schedule.batch_size, batches, epoch, device, workers)
     run.rewind(step)
 
     origin = provenance()
@@ -245,11 +255,12 @@ def rewarm(
     samples: GeneratorSamples | DetectorSamples,
     batch_size: int,
     batches: int,
+    epoch: int,
     device: torch.device,
     workers: int,
 ) -> None:
     """Fill the optimizers' moments by steps that change nothing else."""
-    passes = training.rewarm_plan(batches)
+    passes = training.rewarm_plan(batches, epoch)
     loader = _loader(passes, 0, samples, batch_size, device, workers)
     with tqdm(
         zip(_steps(passes, 0), loader, strict=True),

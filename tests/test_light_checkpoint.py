@@ -38,7 +38,7 @@ def rewarmed(light: Path) -> tuple[Setup, Any]:
     before = copy.deepcopy(setup.training.state())
     schedule = setup.schedule
     batches = len(setup.samples) // schedule.batch_size
-    rewarm(setup.training, setup.samples, schedule.batch_size, batches, CPU, workers=0)
+    rewarm(setup.training, setup.samples, schedule.batch_size, batches, 0, CPU, workers=0)
     return setup, before
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io
+import os
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -41,14 +41,11 @@ def stop_in_checkpoint(connection: Connection, step: int, arguments: list[object
     """Run train.py, and say when half of the checkpoint of the step is on the disk."""
     save = torch.save
 
-    def halved(state: dict[str, Any], file: io.BufferedWriter) -> None:
+    def halved(state: dict[str, Any], file: Path) -> None:
+        save(state, file)
         if state["step"] != step:
-            save(state, file)
             return
-        whole = io.BytesIO()
-        save(state, whole)
-        file.write(whole.getbuffer()[: whole.tell() // 2])
-        file.flush()
+        os.truncate(file, file.stat().st_size // 2)
         connection.send("here")
         time.sleep(60)
 

@@ -109,3 +109,14 @@ def all_agree(flag: bool) -> bool:
     except RuntimeError:  # between CPUs: the connection is gone
         raise ProcessError("another process has ended; its own message says why") from None
     return bool(answer)
+
+
+def require_same(number: int, message: str) -> None:
+    """Raise `ProcessError` with `message` unless every process gives the same `number`."""
+    if process_count() == 1:
+        return
+    lowest_and_negated_highest = torch.tensor([number, -number])
+    dist.all_reduce(lowest_and_negated_highest, dist.ReduceOp.MIN)
+    lowest, negated_highest = lowest_and_negated_highest.tolist()
+    if lowest != -negated_highest:
+        raise ProcessError(message)

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 import yaml
@@ -55,7 +55,7 @@ class RunDirectory:
                 run.save(state, keep=1)
             # Last: what makes it a run is there only when all of it is.
             text = yaml.safe_dump(settings, sort_keys=False)
-            _replace(path / "config.yaml", lambda file: file.write_text(text, encoding="utf-8"))
+            _replace(path / "config.yaml", lambda file: file.write(text.encode()))
         return run
 
     @classmethod
@@ -78,13 +78,13 @@ class RunDirectory:
         if not self.writes:
             return
         name = f"checkpoint-{state['step']:08d}.pt"
-        _replace(self.path / name, lambda file: _save(state, file))
+        _replace(self.path / name, lambda file: torch.save(state, file))
         best = self._read_best()
         if loss is not None and (best is None or loss <= best["loss"]):
             # After the checkpoint: a mark must not name a file that never came to be.
             best = {"file": name, "step": state["step"], "loss": loss}
             text = json.dumps(best)
-            _replace(self.path / "best.json", lambda file: file.write_text(text, encoding="utf-8"))
+            _replace(self.path / "best.json", lambda file: file.write(text.encode()))
         for file in self._checkpoints()[:-keep]:
             if best is None or file.name != best["file"]:
                 file.unlink()
@@ -144,7 +144,7 @@ class RunDirectory:
                 line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step
             ]
             text = "".join(kept)
-            _replace(log, lambda file: file.write_text(text, encoding="utf-8"))
+            _replace(log, lambda file: file.write(text.encode()))
 
     def _checkpoints(self) -> list[Path]:
         return sorted(self.path.glob("checkpoint-*.pt"))
@@ -160,18 +160,14 @@ class RunDirectory:
         return self._board
 
 
-def _save(state: dict[str, Any], path: Path) -> None:
-    with path.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())  # on the disk before it takes the place of an older one
-
-
-def _replace(path: Path, write: Callable[[Path], Any]) -> None:
+def _replace(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     # One temporary name for all: what a kill leaves of it is overwritten, not left lying about.
     temporary = path.with_name(f".{path.name.partition('-')[0]}.part")
     try:
-        write(temporary)
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())  # on the disk before it takes the place of an older one
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
