@@ -108,7 +108,7 @@ PRESETS = {
         seeds=(0,),
         variants=("clean", "gaussian", "black", "dartblur"),
         recipe=(
-            "train_detector.epochs=20",
+            "train_detector.epochs=12",
             "train_detector.frame=320",
             "train_detector.batch_size=16",
         ),
