@@ -29,6 +29,11 @@ Whether people are recognised on anonymised photos, and after a network has trie
 
     python evaluate.py privacy --lfw DIR
 
+Privacy against utility, from results that are there; a sheet of examples in the public domain:
+
+    python evaluate.py tradeoff --artifacts results/artifacts_small
+    python evaluate.py examples
+
 The tree of --data is the one that data/README.md describes, with the official lists
 wider_{face,easy,medium,hard}_val.mat in its folder ground_truth. Results go to results/<name>:
 results.json, results.md and figures, beside what led to them. Each command has a manual of its own:
@@ -53,8 +58,10 @@ from models import (
     accessibility_evaluation,
     artifact_evaluation,
     detector_evaluation,
+    example_evaluation,
     privacy_evaluation,
     review_evaluation,
+    tradeoff_evaluation,
 )
 
 
@@ -68,6 +75,8 @@ COMMANDS: dict[str, tuple[ModuleType, str]] = {
     "accessibility": (accessibility_evaluation, "faces that are found on anonymised photos"),
     "review": (review_evaluation, "redrawn faces against blurred and clean ones"),
     "privacy": (privacy_evaluation, "people recognised on anonymised and on restored photos"),
+    "tradeoff": (tradeoff_evaluation, "privacy against utility, from the results of the two"),
+    "examples": (example_evaluation, "a sheet of public-domain photos in every variant"),
 }
 """The module of each command has `add_arguments`, `run`, `PACKAGES` and `ERRORS`."""
 

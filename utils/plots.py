@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from utils.blur import Pixels
 from utils.wider_protocol import PrecisionRecall
 
 if TYPE_CHECKING:
@@ -99,4 +100,47 @@ def histogram_figure(
     axes.axvline(limit, color="black", linestyle="--", label=f"{limit:g}")
     axes.set(xlabel=xlabel, ylabel="photos", title=title)
     axes.legend()
+    return figure
+
+
+def scatter_figure(
+    points: Mapping[str, tuple[float, float]], xlabel: str, ylabel: str, title: str
+) -> Figure:
+    """Draw a labelled point (x, y) for each key; x and y are shares, 0-1."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
+
+    figure = Figure(figsize=(5.5, 4), layout="constrained")
+    axes = figure.subplots()
+    for label, (x, y) in points.items():
+        axes.scatter([x], [y], s=40)
+        axes.annotate(label, (x, y), xytext=(5, 5), textcoords="offset points")
+    axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(PercentFormatter(xmax=1))
+    axes.margins(0.15)
+    axes.grid(alpha=0.3)
+    return figure
+
+
+def pictures_figure(columns: Sequence[str], rows: Sequence[Sequence[Pixels]]) -> Figure:
+    """Draw pictures, uint8 [H, W, 3] RGB, in rows under the headings `columns`."""
+    from matplotlib.figure import Figure
+
+    shapes = [row[0].shape for row in rows]
+    width = 1.6 * len(columns)
+    height = sum(1.6 * shape[0] / shape[1] for shape in shapes)
+    figure = Figure(figsize=(width, height + 0.4), layout="constrained")
+    cells = figure.subplots(
+        len(rows),
+        len(columns),
+        squeeze=False,
+        gridspec_kw={"height_ratios": [shape[0] / shape[1] for shape in shapes]},
+    )
+    for line, pictures in zip(cells, rows, strict=True):
+        for axes, picture in zip(line, pictures, strict=True):
+            axes.imshow(picture)
+            axes.set_axis_off()
+    for axes, heading in zip(cells[0], columns, strict=True):
+        axes.set_title(heading, fontsize=8)
     return figure
