@@ -136,9 +136,9 @@ def test_tiles_of_one_shape_share_a_call(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_batch_without_faces_has_no_plan() -> None:
     boxes = [as_boxes([]), as_boxes([[5, 5, 6, 40]]), as_boxes([[800, 5, 900, 20]])]
-    assert plan_batch(boxes, 100, 100, 64, 16) == TilePlan([])
+    assert plan_batch(boxes, 100, 100, 64, 16).groups == []
     assert not frame_masks(boxes, 100, 100).any()
-    assert plan_batch([], 100, 100, 64, 16) == TilePlan([])
+    assert plan_batch([], 100, 100, 64, 16).groups == []
 
 
 def test_a_plan_moves_as_a_whole() -> None:

@@ -20,11 +20,11 @@ from utils.boxes import pixel_boxes, usable
 
 LATTICE = 32
 
-MAX_AREA = 1 << 20
+MAX_AREA = 1 << 18
 """Pixels of a shared tile, at most; bounds the memory of a photo full of faces."""
 
 MAX_PIXELS = 1 << 21
-"""Pixels of one generator call, at most, likewise."""
+"""Pixels of one generator call in training, at most, likewise."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ class TileGroup:
     """Tiles of one level and shape, which go through the generator in one call.
 
     `side`: (height, width) of a tile in frame pixels. `image`, `top`, `left`: int64 [P], the
-    image of the batch and the corner in it. `source`: int64 [Q], places in the P outputs at
-    frame scale, flattened; `target`: int64 [Q], the places in the batch's pixels, flattened,
-    where they are pasted.
+    frame of the batch and the corner in it. `source`: int64 [Q], places in the P outputs at
+    frame scale, flattened; `target`: int64 [Q], the places in the pixels of all frames, one
+    frame's rows after the other, where they are pasted.
     """
 
     level: int
@@ -62,9 +62,14 @@ class TileGroup:
 
 @dataclass(frozen=True)
 class TilePlan:
-    """All tiles of a batch of frames."""
+    """All tiles of a batch of frames.
+
+    `frames`: int64 [B, 3], of each frame (start, height, width): where its first pixel lies
+    among those of all frames, and its sides.
+    """
 
     groups: list[TileGroup]
+    frames: Tensor
 
     def to(self, device: torch.device) -> TilePlan:
         """Move all tensors; pinned ones without waiting."""
@@ -79,41 +84,57 @@ class TilePlan:
         for group in self.groups:
             tensors = (group.image, group.top, group.left, group.source, group.target)
             groups.append(TileGroup(group.level, group.side, *map(change, tensors)))
-        return TilePlan(groups)
+        return TilePlan(groups, change(self.frames))
 
 
 def plan_batch(
     boxes: Sequence[np.ndarray], height: int, width: int, face_size: int, context: int
 ) -> TilePlan:
-    """Tiles for all faces of a batch of frames of `height` x `width`.
+    """`plan_frames` for a batch of frames of `height` x `width`, in calls of `MAX_PIXELS`."""
+    sizes = [(height, width)] * len(boxes)
+    return plan_frames(boxes, sizes, face_size, context, MAX_PIXELS)
 
-    `boxes`: per image float [N, 4] as (x1, y1, x2, y2); those of more than 1 px are covered.
-    `face_size` and `context`: see `plan_tiles`.
+
+def plan_frames(
+    boxes: Sequence[np.ndarray],
+    sizes: Sequence[tuple[int, int]],
+    face_size: int,
+    context: int,
+    max_pixels: int,
+) -> TilePlan:
+    """Tiles for all faces of a batch of frames.
+
+    `boxes`: per frame float [N, 4] as (x1, y1, x2, y2); those of more than 1 px are covered.
+    `sizes`: per frame (height, width). `face_size` and `context`: see `plan_tiles`. A generator
+    call gets at most `max_pixels` px, or a single tile.
     """
+    table = np.array([(0, *size) for size in sizes], dtype=np.int64).reshape(-1, 3)
+    table[1:, 0] = (table[:, 1] * table[:, 2]).cumsum()[:-1]
     by_shape: dict[tuple[int, int, int], list[tuple[int, Tile]]] = defaultdict(list)
-    for image, image_boxes in enumerate(boxes):
+    for image, (image_boxes, (height, width)) in enumerate(zip(boxes, sizes, strict=True)):
         faces = pixel_boxes(image_boxes[usable(image_boxes)], height, width)
         for tile in plan_tiles(faces, height, width, face_size, context):
             x1, y1, x2, y2 = tile.region
             by_shape[(tile.level, y2 - y1, x2 - x1)].append((image, tile))
     groups = []
     for (level, tile_height, tile_width), tiles in by_shape.items():
-        per_call = max(1, (MAX_PIXELS << (2 * level)) // (tile_height * tile_width))
+        per_call = max(1, (max_pixels << (2 * level)) // (tile_height * tile_width))
         for start in range(0, len(tiles), per_call):
             part = tiles[start : start + per_call]
-            groups.append(_group(part, level, (tile_height, tile_width), height, width))
-    return TilePlan(groups)
+            groups.append(_group(part, level, (tile_height, tile_width), table))
+    return TilePlan(groups, torch.from_numpy(table))
 
 
 def _group(
-    tiles: list[tuple[int, Tile]], level: int, side: tuple[int, int], height: int, width: int
+    tiles: list[tuple[int, Tile]], level: int, side: tuple[int, int], frames: np.ndarray
 ) -> TileGroup:
     source, target = [], []
     for number, (image, tile) in enumerate(tiles):
         x1, y1 = tile.region[:2]
+        start, _, width = frames[image].tolist()
         rows, columns = tile.pixels // width - y1, tile.pixels % width - x1
         source.append((number * side[0] + rows) * side[1] + columns)
-        target.append(image * height * width + tile.pixels)
+        target.append(start + tile.pixels)
     return TileGroup(
         level,
         side,
