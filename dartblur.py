@@ -20,144 +20,63 @@ boxes they hold the original's pixels. Originals are never written to. Boxes com
 
 When in doubt there is no copy: a photo that is broken, that no label lists, whose label lies
 outside of it, or whose faces the network could not redraw is named at the end and gets no output;
-an older copy of it is removed. Photos of other types (HEIC, RAW, video) are listed, not copied.
-The output folder's manifest.jsonl says for each photo what was done, where, and why not.
+an older copy of it is removed. So is one that makes a worker process crash or takes longer than
+--timeout. Photos of other types (HEIC, RAW, video) are listed, not copied. The output folder's
+manifest.jsonl says for each photo what was done, where, and why not.
 
-Exit code: 0 all photos done; 1 some failed; 2 nothing was started; 130 stopped by Ctrl-C.
+    --on-no-face copy        a photo without a face is copied like the others; default
+    --on-no-face skip        it gets no copy, which is no failure
+    --on-no-face fail        it gets no copy, and fails
+
+A run that was stopped, in whatever way, goes on where it was when the same command is given again.
+Photos whose file, boxes, settings or weights have changed since are done anew.
+
+    python dartblur.py holiday --dry-run            find the faces, count them, estimate the time
+    python dartblur.py holiday --json > log.jsonl   a line of JSON for each photo, then a summary
+    python dartblur.py holiday --quiet              failures and the summary alone
+    python dartblur.py holiday --workers 0          all in one process, to look into an error
+
+Exit code: 0 all photos done; 1 some failed, or the run could not go on (a full disk); 2 nothing was
+started; 130 stopped by Ctrl-C.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import math
 import sys
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
-from models.anonymize import METHODS, AnonymizeError, Anonymizer, load_anonymizer
-from models.detection import DetectionError
-from models.redraw import RedrawError
-from models.weights import DETECTOR, GENERATOR, WeightsError
-from utils.boxes import xyxy_to_xywh
 from utils.config import CONFIG, ConfigError, check_limits, load_config
-from utils.device import DeviceError, pick_device
-from utils.image_files import PhotoError, read_photo, write_photo
-from utils.manifest import Entry, Manifest
+from utils.hiding import METHODS
+from utils.image_files import PhotoError
 from utils.outputs import (
     Batch,
     Job,
     OutputError,
     PhotoTree,
     check_outputs,
-    copy_path,
     jobs_of,
     named_trees,
     wider_trees,
 )
+from utils.photo_job import ON_NO_FACE, PhotoJob, Settings, anonymize_photo
+from utils.run_report import Display, Report
 from utils.widerface import LabelError, find_labels, read_labels
+from utils.workers import InlinePool, WorkerPool, cores
+
+# Worker processes import this file: what imports PyTorch is imported where it is needed.
 
 FAILED, UNUSABLE, INTERRUPTED = 1, 2, 130
 
-START_ERRORS = (
-    ConfigError,
-    DeviceError,
-    LabelError,
-    OSError,
-    OutputError,
-    PhotoError,
-    WeightsError,
-)
-FILE_ERRORS = (OSError, OutputError, PhotoError)  # their messages name the file
-FACE_ERRORS = (AnonymizeError, DetectionError, RedrawError)
+SHIPPED = Path(__file__).resolve().parent / "models" / "weights"
 
-
-@dataclass
-class Report:
-    """What a run did, as far as it came."""
-
-    photos: int = 0
-    faces: int = 0
-    faceless: int = 0
-    failures: list[str] = field(default_factory=list)
-    seconds: float = 0.0
-    interrupted: bool = False
-
-    def add(self, entry: Entry) -> None:
-        """Count one photo."""
-        self.photos += 1
-        self.faces += entry.faces
-        self.faceless += entry.status == "done" and entry.faces == 0
-        if entry.error is not None:
-            self.failures.append(entry.error)
-
-
-def run(batches: Sequence[Batch], anonymizer: Anonymizer) -> Report:
-    """Anonymise all photos and write a manifest into every output folder.
-
-    Stops on Ctrl-C with what is done by then. Raises OSError where a manifest cannot be written.
-    """
-    report = Report()
-    started = time.perf_counter()
-    total = sum(len(batch.jobs) for batch in batches)
-    with tqdm(total=total, desc=anonymizer.method, unit=" photos") as progress:
-        try:
-            for batch in batches:
-                with Manifest(batch.output) as manifest:
-                    for other in batch.others:
-                        manifest.add(Entry(other.relative, "skipped", anonymizer.method))
-                    for job in batch.jobs:
-                        entry = anonymize_photo(job, batch.output, anonymizer)
-                        manifest.add(entry)
-                        report.add(entry)
-                        progress.update()
-        except KeyboardInterrupt:
-            report.interrupted = True
-    report.seconds = time.perf_counter() - started
-    return report
-
-
-def anonymize_photo(job: Job, output: Path, anonymizer: Anonymizer) -> Entry:
-    """Read, anonymise and write one photo.
-
-    A failure comes back as the entry's error; there is then no copy, not even an older one.
-    """
-    method, coding = anonymizer.method, anonymizer.config["output"]
-    try:
-        target = copy_path(output, job.relative)
-        target.unlink(missing_ok=True)
-        if job.fault is not None:
-            raise PhotoError(f"{job.photo}: {job.fault}")
-        photo = read_photo(job.photo)
-        result = anonymizer(photo.pixels, job.boxes)
-        write_photo(
-            target,
-            result.pixels,
-            photo.icc_profile,
-            jpeg_quality=coding["jpeg_quality"],
-            subsampling=coding["jpeg_subsampling"],
-        )
-    except FILE_ERRORS as error:
-        return Entry(job.relative, "failed", method, error=str(error))
-    except FACE_ERRORS as error:
-        return Entry(job.relative, "failed", method, error=f"{job.photo}: {error}")
-    except Exception as error:  # out of memory, say: the photo is not known to be anonymous
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        return Entry(job.relative, "failed", method, error=f"{job.photo}: {reason}")
-    return Entry(
-        job.relative,
-        "done",
-        method,
-        output=job.relative,
-        source="detector" if job.boxes is None else "labels",
-        faces=len(result.boxes),
-        boxes=xyxy_to_xywh(result.boxes).round(3).tolist(),
-        scores=None if result.scores is None else result.scores.round(4).tolist(),
-        flags=result.flags,
-    )
+START_ERRORS = (ConfigError, LabelError, OSError, OutputError, PhotoError)
 
 
 def plan(options: argparse.Namespace) -> list[Batch]:
@@ -193,19 +112,50 @@ def plan(options: argparse.Namespace) -> list[Batch]:
     return list(batches.values())
 
 
-def print_summary(report: Report, batches: Sequence[Batch]) -> None:
+def print_summary(report: Report, batches: Sequence[Batch], options: argparse.Namespace) -> None:
     """Name what got no copy on stderr, then say in one line on stdout what was done."""
     others = [other.photo for batch in batches for other in batch.others]
-    for photo in others:
-        print(f"skipped, cannot read this type: {photo}", file=sys.stderr)
+    if not options.quiet:
+        for photo in others:
+            print(f"skipped, cannot read this type: {photo}", file=sys.stderr)
     for failure in report.failures:
         print(f"failed, no output: {failure}", file=sys.stderr)
+    if options.json:
+        print(json.dumps({"summary": asdict(report) | {"skipped_by_type": len(others)}}))
+        return
     faceless = f" ({report.faceless} without a face)" if report.faceless else ""
+    passed_over = f"{report.without_face} without a face passed over, "
+    earlier = f"{report.done_before} done before, "
     print(
-        f"{report.photos - len(report.failures)} photos written{faceless}, "
+        f"{report.written} photos written{faceless}, "
         f"{report.faces} faces hidden, {len(report.failures)} failures, "
+        f"{passed_over if report.without_face else ''}{earlier if report.done_before else ''}"
         f"{len(others)} skipped by type, {report.photos / report.seconds:.2f} photos/s"
     )
+
+
+def print_estimate(report: Report, seconds: float, options: argparse.Namespace) -> None:
+    """Say what a dry run found."""
+    for failure in report.failures:
+        print(f"would fail: {failure}", file=sys.stderr)
+    if options.json:
+        found = asdict(report) | {"estimated_seconds": None if math.isnan(seconds) else seconds}
+        print(json.dumps({"summary": found}))
+        return
+    print(
+        f"dry run, nothing written: {report.photos} photos, {report.faces} faces, "
+        f"{report.faceless + report.without_face} photos without a face, "
+        f"{len(report.failures)} would fail, {report.done_before} done before"
+        + ("" if math.isnan(seconds) else f"; the rest takes about {duration(seconds)}")
+    )
+
+
+def duration(seconds: float) -> str:
+    """Say a time in words, for people."""
+    minutes = round(seconds / 60)
+    if minutes < 2:
+        return f"{max(1, round(seconds))} s"
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -227,14 +177,36 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--score", type=float, help="lowest face probability (detect.score)")
     parser.add_argument("--jpeg-quality", type=int, help="of the copies (output.jpeg_quality)")
+    parser.add_argument("--on-no-face", choices=ON_NO_FACE, default="copy", help="see above")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes that read, blur and write; 0: all in this one (default: by the cores)",
+    )
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=120.0,
+        metavar="SECONDS",
+        help="a worker that reads, blurs or writes one photo for longer is ended and the photo "
+        "fails; 2 s more for each MB of its file (%(default)s)",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="write nothing; see above")
+    parser.add_argument("--json", action="store_true", help="for programs; see above")
+    parser.add_argument("--quiet", action="store_true", help="see above")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument(
-        "--weights", type=Path, default=GENERATOR, metavar="FILE", help="generator (%(default)s)"
+        "--weights",
+        type=Path,
+        default=SHIPPED / "dartblur_generator.safetensors",
+        metavar="FILE",
+        help="generator (%(default)s)",
     )
     parser.add_argument(
         "--detector",
         type=Path,
-        default=DETECTOR,
+        default=SHIPPED / "retinaface_mobilenet0.25.safetensors",
         metavar="FILE",
         help="RetinaFace with MobileNet or ResNet-50, told by the file (%(default)s)",
     )
@@ -255,6 +227,10 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--labels and --boxes detector contradict each other")
     if options.paths and not options.labels and options.boxes in ("labels", "detect-missing"):
         parser.error(f"--boxes {options.boxes} needs --labels")
+    if options.workers is not None and options.workers < 0:
+        parser.error("--workers must be 0 or more")
+    if not options.timeout > 0:
+        parser.error("--timeout must be above 0")
     options.data = options.data or Path("data/widerface")
     return options
 
@@ -270,32 +246,85 @@ def read_config(options: argparse.Namespace) -> dict[str, Any]:
     return config
 
 
+def worker_pool(options: argparse.Namespace, jobs: int) -> WorkerPool | InlinePool:
+    """Prepare the processes that do everything but the networks; they come up on entering."""
+    if options.workers == 0:
+        return InlinePool(anonymize_photo)
+
+    def seconds(job: PhotoJob) -> float:
+        try:
+            return options.timeout + 2e-6 * job.photo.stat().st_size
+        except OSError:
+            return options.timeout
+
+    workers = options.workers or min(cores(), 16)
+    return WorkerPool(anonymize_photo, min(workers, max(jobs, 1)), seconds)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     options = parse_arguments(arguments)
     try:
         config = read_config(options)
-        device = pick_device(options.device)
         batches = plan(options)
-        detects = any(job.boxes is None and not job.fault for b in batches for job in b.jobs)
-        anonymizer = load_anonymizer(
-            options.method, config, device, options.weights, options.detector if detects else None
-        )
+        return anonymize(options, config, batches)
     except START_ERRORS as error:
         print(f"dartblur.py: error: {error}", file=sys.stderr)
         return UNUSABLE
     except KeyboardInterrupt:
         return INTERRUPTED
-    try:
-        report = run(batches, anonymizer)
-    except OSError as error:
-        print(f"dartblur.py: error: stopped, no manifest: {error}", file=sys.stderr)
-        return FAILED
-    print_summary(report, batches)
+
+
+def anonymize(options: argparse.Namespace, config: dict[str, Any], batches: list[Batch]) -> int:
+    """Do what was planned; returns the exit code."""
+    settings = Settings(options.method, config, options.on_no_face)
+    jobs = [job for batch in batches for job in batch.jobs]
+    detects = any(job.boxes is None and not job.fault for job in jobs)
+    with ExitStack() as stack:
+        # The processes come up while this one imports PyTorch.
+        pool = stack.enter_context(worker_pool(options, len(jobs)))
+        networks, weights = None, {}
+        if detects or options.method == "dartblur":
+            from models.network_threads import LOAD_ERRORS, load_networks
+
+            try:
+                networks, weights = load_networks(
+                    options.method,
+                    config,
+                    options.device,
+                    options.weights,
+                    options.detector if detects else None,
+                )
+            except LOAD_ERRORS as error:
+                print(f"dartblur.py: error: {error}", file=sys.stderr)
+                return UNUSABLE
+            stack.enter_context(networks)
+        from models.anonymize_folder import anonymize_folders, rehearse
+
+        display = stack.enter_context(Display(options.method, options.quiet, options.json))
+        run = (batches, settings, weights, pool, networks, display)
+        try:
+            if options.dry_run:
+                report, estimate = rehearse(*run)
+            else:
+                report = anonymize_folders(*run)
+        except OSError as error:
+            print(f"dartblur.py: error: stopped, no manifest: {error}", file=sys.stderr)
+            return FAILED
+    if options.dry_run:
+        print_estimate(report, estimate, options)
+    else:
+        print_summary(report, batches, options)
     if report.interrupted:
-        total = sum(len(batch.jobs) for batch in batches)
-        print(f"dartblur.py: interrupted, {total - report.photos} photos left", file=sys.stderr)
+        print(f"dartblur.py: interrupted, {report.left} photos left", file=sys.stderr)
         return INTERRUPTED
+    if report.stopped is not None:
+        print(
+            f"dartblur.py: error: stopped, {report.left} photos left: {report.stopped}; "
+            "the same command goes on from here",
+            file=sys.stderr,
+        )
+        return FAILED
     return FAILED if report.failures else 0
 
 

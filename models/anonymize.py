@@ -2,18 +2,23 @@
 
 From Python, with the weights in this repository:
 
-    from models.anonymize import load_anonymizer
-    from utils.config import load_config
+    import numpy as np
+    from PIL import Image
+    from models.anonymize import anonymize
 
-    anonymizer = load_anonymizer("dartblur", load_config())
-    hidden = anonymizer(image).pixels            # image: uint8 [H, W, 3] RGB
-    hidden = anonymizer(image, boxes).pixels     # boxes: [N, 4] as (x1, y1, x2, y2)
+    with Image.open("portrait.png") as file:
+        image = np.asarray(file.convert("RGB"))    # uint8 [H, W, 3]
+    hidden = anonymize(image)                      # faces found by RetinaFace
+    boxes = [[120, 40, 220, 170]]                  # or given as (x1, y1, x2, y2)
+    hidden = anonymize(image, boxes)
+    Image.fromarray(hidden).save("hidden.png")
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,40 +29,55 @@ from torch import nn
 
 from models.detection import detect_at_scales
 from models.generator import BlurGenerator
-from models.redraw import redraw
+from models.redraw import redraw_frames
 from models.retinaface import RetinaFace
 from models.weights import DETECTOR, GENERATOR, load_retinaface, load_weights
-from utils.blur import black, face_mask, gaussian_blur, mosaic
-from utils.boxes import Boxes, as_boxes, enlarge, outside_message, pixel_boxes, usable
-from utils.image_files import Pixels, jpeg_coded
+from utils.boxes import Boxes, enlarge
+from utils.config import load_config
+from utils.hiding import (
+    METHODS,
+    Anonymized,
+    AnonymizeError,
+    FindFaces,
+    RedrawFaces,
+    find_and_hide,
+)
+from utils.image_files import Pixels
 
-METHODS = ("dartblur", "gaussian", "mosaic", "black")
+__all__ = [
+    "METHODS",
+    "AnonymizeError",
+    "Anonymized",
+    "Anonymizer",
+    "anonymize",
+    "find_faces",
+    "load_anonymizer",
+]
 
 CPU = torch.device("cpu")
 
+CALL_PIXELS = {"cpu": 1 << 17, "cuda": 1 << 21}
+"""Pixels of one generator call, at most, by the kind of device: bounds its memory."""
 
-class AnonymizeError(Exception):
-    """The faces of a photo could not be hidden; the message is one line."""
 
+def anonymize(image: Pixels, boxes: ArrayLike | None = None) -> Pixels:
+    """Redraw the faces of a photo with the weights and settings in this repository.
 
-@dataclass(frozen=True)
-class Anonymized:
-    """A photo whose faces are hidden.
-
-    pixels: uint8 [H, W, 3] RGB, outside the boxes those of the original to the bit.
-    boxes: float64 [N, 4] as (x1, y1, x2, y2), the regions that were hidden.
-    scores: float64 [N], the detector's face probabilities; None for given boxes.
-    flags: what a reviewer should know, in this order: "empty_box" (a box of size zero was
-        passed over), "tiny_box" (a box too small for the blur was filled with its mean colour
-        first), "flat_box" (a box holds one colour, so that no change could be asked for),
-        "searched_reduced" (the photo is larger than `detect.longest_side` and was searched
-        for faces at that size: small faces may have been missed).
+    `image`: uint8 [H, W, 3] RGB, upright. `boxes`: [N, 4] as (x1, y1, x2, y2) in pixels, the faces;
+    None: those that RetinaFace finds. Returns a new array, outside the boxes equal to `image`. On
+    the CPU; networks are loaded once. Raises `ValueError` for another kind of array,
+    `AnonymizeError`, `DetectionError` or `RedrawError` where a face may not be hidden; there is no
+    result then. `load_anonymizer` offers other methods, weights and devices.
     """
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape[2:] != (3,):
+        kind = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image)
+        raise ValueError(f"image must be uint8 [H, W, 3], not {kind}")
+    return _shipped()(image, boxes).pixels
 
-    pixels: Pixels
-    boxes: Boxes
-    scores: NDArray[np.float64] | None
-    flags: list[str]
+
+@lru_cache(maxsize=1)
+def _shipped() -> Anonymizer:
+    return load_anonymizer("dartblur", load_config())
 
 
 @dataclass(frozen=True)
@@ -79,16 +99,36 @@ class Anonymizer:
         `image`: uint8 [H, W, 3] RGB. `boxes`: [N, 4] as (x1, y1, x2, y2) in pixels. Raises
         `AnonymizeError`, `DetectionError` or `RedrawError`; there is no result then.
         """
-        scores = None
-        if boxes is None:
-            if self.detector is None:
-                raise ValueError("no boxes given, and this anonymizer has no detector")
-            boxes, scores = find_faces(self.detector, image, self.config)
-        pixels, hidden, flags = anonymize(image, boxes, self.method, self.config, self.generator)
-        boxes = as_boxes(boxes)
-        if scores is not None and max(image.shape[:2]) > self.config["detect"]["longest_side"]:
-            flags.append("searched_reduced")
-        return Anonymized(pixels, boxes[hidden], None if scores is None else scores[hidden], flags)
+        steps = find_and_hide(image, boxes, self.method, self.config)
+        try:
+            request = next(steps)
+            while True:
+                if isinstance(request, FindFaces):
+                    request = steps.send(self.find(request.image))
+                else:
+                    request = steps.send(self.redraw([request])[0])
+        except StopIteration as stop:
+            return stop.value
+
+    def find(self, image: Pixels) -> tuple[Boxes, NDArray[np.float64]]:
+        """Find the faces of one photo; see `find_faces`."""
+        if self.detector is None:
+            raise ValueError("no boxes given, and this anonymizer has no detector")
+        return find_faces(self.detector, image, self.config)
+
+    def redraw(self, requests: list[RedrawFaces]) -> list[Pixels]:
+        """Redraw the blurred faces of several photos at once; see `redraw_frames`."""
+        if self.generator is None:
+            raise ValueError(f"this anonymizer, of the method {self.method}, has no generator")
+        device = next(self.generator.parameters()).device
+        return redraw_frames(
+            self.generator,
+            [request.blurred for request in requests],
+            [request.boxes for request in requests],
+            self.config["generator"]["face_size"],
+            self.config["generator"]["context"],
+            CALL_PIXELS[device.type],
+        )
 
 
 def load_anonymizer(
@@ -125,81 +165,3 @@ def find_faces(
     sides = {key: config["detect"][key] for key in ("longest_side", "shortest_pass")}
     boxes, scores = detect_at_scales(detector, image, **search, **sides)
     return enlarge(boxes, config["detect"]["enlarge"]), scores
-
-
-def anonymize(
-    image: Pixels,
-    boxes: ArrayLike,
-    method: str,
-    config: Mapping[str, Any],
-    generator: nn.Module | None = None,
-) -> tuple[Pixels, NDArray[np.bool_], list[str]]:
-    """Hide what lies in `boxes`.
-
-    `image`: uint8 [H, W, 3] RGB. `boxes`: [N, 4] as (x1, y1, x2, y2) in pixels; every pixel
-    that a box touches is hidden. A box too small for the blur, which passes over sides of at
-    most 1 px and whose kernel is a single pixel where no side reaches `2 / kernel_factor`, is
-    filled with its mean colour first. A box of size zero is passed over.
-
-    Returns the new pixels, bool [N] that tells which boxes were hidden, and the flags (see
-    `Anonymized`). Raises `AnonymizeError` for a box outside the photo and where the result
-    still shows a face's own pixels, `RedrawError` for a generator that returns NaN.
-    """
-    boxes = as_boxes(boxes)
-    height, width = image.shape[:2]
-    corners = pixel_boxes(boxes, height, width)
-    hidden = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-    outside = outside_message(boxes[hidden], height, width)
-    if outside:
-        raise AnonymizeError(outside)
-    longest = (boxes[:, 2:] - boxes[:, :2]).max(axis=1, initial=0)
-    tiny = hidden & (~usable(boxes) | (longest * config["blur"]["kernel_factor"] < 2))
-
-    start = image.copy()
-    for x1, y1, x2, y2 in corners[tiny].tolist():
-        start[y1:y2, x1:x2] = start[y1:y2, x1:x2].mean(axis=(0, 1)).round().astype(np.uint8)
-    if method == "dartblur":
-        if generator is None:
-            raise ValueError("the method dartblur needs a generator")
-        result = _dartblur(start, boxes, config, generator)
-    elif method == "gaussian":
-        result = gaussian_blur(start, boxes, config["blur"]["kernel_factor"])
-    elif method in METHODS:
-        result = mosaic(start, boxes) if method == "mosaic" else black(start, boxes)
-    else:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
-
-    is_flat = _check_hidden(image, result, corners[hidden])
-    flags = {"empty_box": ~hidden, "tiny_box": tiny, "flat_box": is_flat}
-    return result, hidden, [flag for flag, which in flags.items() if which.any()]
-
-
-def _dartblur(
-    image: Pixels, boxes: Boxes, config: Mapping[str, Any], generator: nn.Module
-) -> Pixels:
-    """Redraw the blurred faces, and paste them and nothing else onto `image`."""
-    mask = face_mask(boxes, *image.shape[:2])
-    if not mask.any():
-        return image
-    blurred = gaussian_blur(image, boxes, config["blur"]["kernel_factor"])
-    # The generator was trained on coded blur. What lies outside the boxes steers it, but the
-    # coded pixels there do not reach the result.
-    coded = torch.from_numpy(jpeg_coded(blurred, config["blur"]["jpeg_quality"]))
-    frame = coded.to(next(generator.parameters()).device).permute(2, 0, 1)[None]
-    with torch.inference_mode():
-        numbers = {key: config["generator"][key] for key in ("face_size", "context")}
-        redrawn = redraw(generator, frame, [boxes], **numbers)
-    return np.where(mask[..., None] > 0, redrawn[0].permute(1, 2, 0).cpu().numpy(), image)
-
-
-def _check_hidden(image: Pixels, result: Pixels, corners: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Refuse a result with a box left untouched; tell which boxes hold one colour. Bool [N]."""
-    is_flat = np.zeros(len(corners), dtype=np.bool_)
-    for index, (x1, y1, x2, y2) in enumerate(corners.tolist()):
-        before = image[y1:y2, x1:x2]
-        is_flat[index] = (before == before[0, 0]).all()
-        if not is_flat[index] and np.array_equal(before, result[y1:y2, x1:x2]):
-            raise AnonymizeError(
-                f"the face at {x1} {y1} {x2 - x1} {y2 - y1} (x y w h) was left as it is"
-            )
-    return is_flat

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -18,15 +19,20 @@ class Entry:
     """What became of one photo; the fields are the keys of its line.
 
     path: the photo, relative to the folder that was anonymised, with `/`.
-    status: "done", "failed" (there is no output) or "skipped" (of a type that cannot be read).
+    status: "done", "failed" (there is no output) or "skipped" (of a type that cannot be read, or
+        without a face where those are passed over: flag "no_face").
     method: how faces were hidden.
     output: the copy, relative to the manifest's folder; None without one.
     source: "labels" or "detector", where the boxes come from; None where it did not come to that.
     faces: how many boxes were hidden.
     boxes: those, as [x, y, w, h] in pixels of the upright photo; detected ones as enlarged.
     scores: the detector's face probabilities; None for labelled boxes.
-    flags: see `models.anonymize.Anonymized`.
+    flags: see `utils.hiding.Anonymized`.
     error: why there is no output; None with one.
+    source_size, source_mtime_ns: the photo's file when it was read, in bytes and in nanoseconds
+        since 1970; output_size: the copy's, in bytes.
+    made_by: digests of all that decides on the copy, by name: settings, weights, labelled boxes.
+        While they, the photo's file and the copy's size stay, the copy is not made again.
     """
 
     path: str
@@ -39,6 +45,10 @@ class Entry:
     scores: list[float] | None = None
     flags: list[str] = field(default_factory=list)
     error: str | None = None
+    source_size: int | None = None
+    source_mtime_ns: int | None = None
+    output_size: int | None = None
+    made_by: dict[str, str] | None = None
 
 
 class Manifest:
@@ -57,13 +67,15 @@ class Manifest:
         self._whole.parent.mkdir(parents=True, exist_ok=True)
         if self._part.exists():
             self._fold()
-        self._file = self._part.open("x", encoding="utf-8")
+        # Unbuffered: a line that a full disk refused must not come back when the file is closed.
+        self._file = self._part.open("xb", buffering=0)
         return self
 
     def add(self, entry: Entry) -> None:
-        """Append the line of one photo."""
-        self._file.write(json.dumps(asdict(entry)) + "\n")
-        self._file.flush()
+        """Append the line of one photo, whose copy is whole on the disk by now."""
+        line = (json.dumps(asdict(entry)) + "\n").encode()
+        while line:
+            line = line[self._file.write(line) :]
 
     def __exit__(
         self,
@@ -75,40 +87,43 @@ class Manifest:
         self._fold()
 
     def _fold(self) -> None:
-        lines = {entry["path"]: entry for entry in read_manifest(self._whole)}
-        lines |= {entry["path"]: entry for entry in read_manifest(self._part)}
+        lines = {}  # as text: the lines of 200,000 photos fit into memory, their objects hardly
+        for file in (self._whole, self._part):
+            lines |= {entry["path"]: json.dumps(entry) for entry in read_manifest(file)}
         temporary = self._whole.with_name(f".{NAME}.tmp")
-        with temporary.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(lines[path]) + "\n" for path in sorted(lines))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self._whole)
+        try:
+            with temporary.open("w", encoding="utf-8") as file:
+                file.writelines(f"{lines[path]}\n" for path in sorted(lines))
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, self._whole)
+        finally:
+            temporary.unlink(missing_ok=True)
         self._part.unlink(missing_ok=True)
 
 
-def read_manifest(path: Path) -> list[dict[str, Any]]:
-    """Return the entries of a manifest; none where it is missing.
+def read_manifest(path: Path) -> Iterator[dict[str, Any]]:
+    """Read the entries of a manifest, one after the other; none where it is missing.
 
     What is no entry is left out: a crash can leave half a line.
     """
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        file = path.open(encoding="utf-8", errors="replace")
     except FileNotFoundError:
-        return []
-    entries = []
-    for line in text.splitlines():
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(entry, dict) and entry.keys() >= {"path", "status", "method"}:
-            entries.append(entry)
-    return entries
+        return
+    with file:
+        for line in file:
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(entry, dict) and entry.keys() >= {"path", "status", "method"}:
+                yield entry
 
 
 def holds_manifest(folder: Path) -> bool:
     """Tell whether a run of ours wrote to this folder, be it one that crashed."""
     whole = folder / NAME
     return (folder / PART).is_file() or (
-        whole.is_file() and (whole.stat().st_size == 0 or bool(read_manifest(whole)))
+        whole.is_file() and (whole.stat().st_size == 0 or any(True for _ in read_manifest(whole)))
     )

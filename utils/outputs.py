@@ -6,6 +6,8 @@ touched, except that of `copy_path`, which needs the folders to be there.
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -14,6 +16,8 @@ from utils.boxes import Boxes
 from utils.image_files import PHOTO_SUFFIXES, find_photos
 from utils.manifest import holds_manifest
 from utils.widerface import HOW_TO_GET, SPLITS, LabelledPhoto, photo_path
+
+_LEFTOVER = re.compile(r"\.[0-9a-f]{32}\.tmp")  # the temporary names of `write_photo`
 
 
 class OutputError(Exception):
@@ -188,3 +192,11 @@ def copy_path(output: Path, relative: str) -> Path:
     if not path.resolve().is_relative_to(output.resolve()):
         raise OutputError(f"{path}: a link in the output folder leads out of it")
     return path
+
+
+def remove_leftovers(output: Path) -> None:
+    """Remove the unfinished files of a run that was killed. Raises OSError."""
+    for folder, _, names in os.walk(output, followlinks=False):
+        for name in names:
+            if _LEFTOVER.fullmatch(name):
+                Path(folder, name).unlink(missing_ok=True)
