@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 from PIL import Image, ImageCms
 
-import models.anonymize
+import utils.hiding
 from models.anonymize import find_faces
 from models.generator import BlurGenerator
 from models.retinaface import RetinaFace
@@ -84,6 +84,9 @@ def test_the_tree_is_mirrored_and_only_faces_change(
     assert "photos/s" in captured.err  # the progress bar
     entries = manifest(output)
     assert entries.keys() == LABELS.keys()
+    state = (folder / "a.png").stat()
+    made_by = entries["a.png"].pop("made_by")
+    assert made_by.keys() == {"recipe", "method", "blur", "output", "generator", "labels"}
     assert entries["a.png"] == {
         "path": "a.png",
         "status": "done",
@@ -95,6 +98,9 @@ def test_the_tree_is_mirrored_and_only_faces_change(
         "scores": None,
         "flags": [],
         "error": None,
+        "source_size": state.st_size,
+        "source_mtime_ns": state.st_mtime_ns,
+        "output_size": (output / "a.png").stat().st_size,
     }
 
 
@@ -190,7 +196,8 @@ def test_a_photo_that_fails_keeps_no_copy(
     assert run(*options) == 1
     assert files_below(output) == {"e 1/deep/b.png", "e 1/none.png", "manifest.jsonl"}
     captured = capsys.readouterr()
-    assert "2 photos written (1 without a face), 1 faces hidden, 2 failures" in captured.out
+    assert "0 photos written, 0 faces hidden, 2 failures, 2 done before" in captured.out
+    assert "settings changed since the last run (labels): 1 photos are done anew" in captured.err
     failures = [line for line in captured.err.splitlines() if line.startswith("failed")]
     assert failures[0].startswith(f"failed, no output: {folder / 'a.png'}: ")
     assert "the face box 120 10 30 30 (x y w h) lies outside this photo of 120 x 100" in failures[1]
@@ -225,7 +232,7 @@ def test_whatever_goes_wrong_with_a_photo_the_others_are_done(
         raise RuntimeError("out of\nmemory")
 
     labels = make_folder(tmp_path / "in")
-    monkeypatch.setattr(models.anonymize, "mosaic", failing)
+    monkeypatch.setattr(utils.hiding, "mosaic", failing)
     assert run(tmp_path / "in", "--labels", labels, "--method", "mosaic") == 1
     assert files_below(tmp_path / "in_mosaic") == {"manifest.jsonl"}
     assert "a.png: RuntimeError: out of memory" in capsys.readouterr().err

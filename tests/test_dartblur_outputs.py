@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-import dartblur
+import utils.photo_job
 from models.weights import GENERATOR
 from tests.photo_folders import (
     LABELS,
@@ -122,7 +122,7 @@ def test_ctrl_c_leaves_what_is_done(
         return read_photo(path)
 
     labels = make_folder(tmp_path / "in")
-    monkeypatch.setattr(dartblur, "read_photo", interrupted)
+    monkeypatch.setattr(utils.photo_job, "read_photo", interrupted)
     assert run(tmp_path / "in", "--labels", labels, "--method", "black") == 130
     assert files_below(tmp_path / "in_black") == {"a.png", "e 1/deep/b.png", "manifest.jsonl"}
     assert manifest(tmp_path / "in_black").keys() == {"a.png", "e 1/deep/b.png"}
