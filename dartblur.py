@@ -65,7 +65,7 @@ from utils.outputs import (
     named_trees,
     wider_trees,
 )
-from utils.photo_job import ON_NO_FACE, PhotoJob, Settings, anonymize_photo
+from utils.photo_job import DISK_FULL, ON_NO_FACE, PhotoJob, Settings, anonymize_photo
 from utils.run_report import Display, Report
 from utils.widerface import LabelError, find_labels, read_labels
 from utils.workers import InlinePool, WorkerPool, cores
@@ -76,7 +76,12 @@ FAILED, UNUSABLE, INTERRUPTED = 1, 2, 130
 
 SHIPPED = Path(__file__).resolve().parent / "models" / "weights"
 
-START_ERRORS = (ConfigError, LabelError, OSError, OutputError, PhotoError)
+
+class StartError(Exception):
+    """The networks cannot be loaded; the message is one line."""
+
+
+START_ERRORS = (ConfigError, LabelError, OSError, OutputError, PhotoError, StartError)
 
 
 def plan(options: argparse.Namespace) -> list[Batch]:
@@ -257,8 +262,9 @@ def worker_pool(options: argparse.Namespace, jobs: int) -> WorkerPool | InlinePo
         except OSError:
             return options.timeout
 
-    workers = options.workers or min(cores(), 16)
-    return WorkerPool(anonymize_photo, min(workers, max(jobs, 1)), seconds)
+    workers = min(options.workers or min(cores(), 16), max(jobs, 1))
+    # Enough for the next calls of the generator to be full while the last ones are written.
+    return WorkerPool(anonymize_photo, workers, seconds, in_flight=16 + 2 * workers)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -277,6 +283,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def anonymize(options: argparse.Namespace, config: dict[str, Any], batches: list[Batch]) -> int:
     """Do what was planned; returns the exit code."""
+    try:
+        report, estimate = run(options, config, batches)
+    except OSError as error:
+        reason = "the disk is full" if error.errno in DISK_FULL else str(error)
+        print(
+            f"dartblur.py: error: stopped, the manifest cannot be written: {reason}; "
+            "the same command goes on from here",
+            file=sys.stderr,
+        )
+        return FAILED
+    if estimate is not None:
+        print_estimate(report, estimate, options)
+    else:
+        print_summary(report, batches, options)
+    if report.interrupted:
+        print(f"dartblur.py: interrupted, {report.left} photos left", file=sys.stderr)
+        return INTERRUPTED
+    if report.stopped is not None:
+        print(
+            f"dartblur.py: error: stopped, {report.left} photos left: {report.stopped}; "
+            "the same command goes on from here",
+            file=sys.stderr,
+        )
+        return FAILED
+    return FAILED if report.failures else 0
+
+
+def run(
+    options: argparse.Namespace, config: dict[str, Any], batches: list[Batch]
+) -> tuple[Report, float | None]:
+    """Start the processes and the networks, and do what was planned.
+
+    Also returns the seconds that the run would take, for a dry run. Raises `StartError` where the
+    networks cannot be loaded, OSError where a manifest cannot be written.
+    """
     settings = Settings(options.method, config, options.on_no_face)
     jobs = [job for batch in batches for job in batch.jobs]
     detects = any(job.boxes is None and not job.fault for job in jobs)
@@ -296,36 +337,15 @@ def anonymize(options: argparse.Namespace, config: dict[str, Any], batches: list
                     options.detector if detects else None,
                 )
             except LOAD_ERRORS as error:
-                print(f"dartblur.py: error: {error}", file=sys.stderr)
-                return UNUSABLE
+                raise StartError(str(error)) from None
             stack.enter_context(networks)
         from models.anonymize_folder import anonymize_folders, rehearse
 
         display = stack.enter_context(Display(options.method, options.quiet, options.json))
-        run = (batches, settings, weights, pool, networks, display)
-        try:
-            if options.dry_run:
-                report, estimate = rehearse(*run)
-            else:
-                report = anonymize_folders(*run)
-        except OSError as error:
-            print(f"dartblur.py: error: stopped, no manifest: {error}", file=sys.stderr)
-            return FAILED
-    if options.dry_run:
-        print_estimate(report, estimate, options)
-    else:
-        print_summary(report, batches, options)
-    if report.interrupted:
-        print(f"dartblur.py: interrupted, {report.left} photos left", file=sys.stderr)
-        return INTERRUPTED
-    if report.stopped is not None:
-        print(
-            f"dartblur.py: error: stopped, {report.left} photos left: {report.stopped}; "
-            "the same command goes on from here",
-            file=sys.stderr,
-        )
-        return FAILED
-    return FAILED if report.failures else 0
+        arguments = (batches, settings, weights, pool, networks, display)
+        if options.dry_run:
+            return rehearse(*arguments)
+        return anonymize_folders(*arguments), None
 
 
 if __name__ == "__main__":

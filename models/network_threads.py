@@ -65,11 +65,6 @@ class NetworkThreads:
         for thread in self._threads:
             thread.join()
 
-    @property
-    def in_flight(self) -> int:
-        """Photos that keep all threads busy and the next calls full."""
-        return 2 * self._at_once + len(self._threads)
-
     def submit(self, asked: Asked) -> None:
         """Answer a request of `utils.hiding` as soon as a thread is free, or refuse it."""
         queue = self._to_search if isinstance(asked.request, FindFaces) else self._to_redraw

@@ -19,7 +19,7 @@ from utils.outputs import OutputError, copy_path
 
 ON_NO_FACE = ("copy", "skip", "fail")
 
-_FULL = (errno.ENOSPC, errno.EDQUOT) if hasattr(errno, "EDQUOT") else (errno.ENOSPC,)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT) if hasattr(errno, "EDQUOT") else (errno.ENOSPC,)
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,8 @@ def anonymize_photo(job: PhotoJob) -> Steps[Entry | DiskFull]:
         return (yield from _anonymized(job))
     except (OSError, OutputError, PhotoError) as error:  # their messages name the file
         cause = error.__context__ if isinstance(error, PhotoError) else error
-        if isinstance(cause, OSError) and cause.errno in _FULL:
-            return DiskFull(f"{job.output}: the disk is full")
+        if isinstance(cause, OSError) and cause.errno in DISK_FULL:
+            return DiskFull(f"the disk of {job.output} is full")
         reason = str(error)
     except AnonymizeError as error:
         reason = f"{job.photo}: {error}"

@@ -120,7 +120,7 @@ class WorkerPool:
         function: Callable[[Any], Any],
         count: int,
         seconds: Callable[[Any], float],
-        in_flight: int = MOST_WORKERS,
+        in_flight: int = 2 * MOST_WORKERS,
         in_flight_bytes: int = 1 << 28,
     ) -> None:
         self._function, self._seconds = function, seconds
