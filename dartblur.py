@@ -50,7 +50,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from utils.config import CONFIG, ConfigError, check_limits, load_config
 from utils.hiding import METHODS
@@ -71,6 +71,8 @@ from utils.widerface import LabelError, find_labels, read_labels
 from utils.workers import InlinePool, WorkerPool, cores
 
 # Worker processes import this file: what imports PyTorch is imported where it is needed.
+if TYPE_CHECKING:
+    from models.network_threads import NetworkThreads
 
 FAILED, UNUSABLE, INTERRUPTED = 1, 2, 130
 
@@ -323,8 +325,10 @@ def run(
     detects = any(job.boxes is None and not job.fault for job in jobs)
     with ExitStack() as stack:
         # The processes come up while this one imports PyTorch.
-        pool = stack.enter_context(worker_pool(options, len(jobs)))
-        networks, weights = None, {}
+        pool = worker_pool(options, len(jobs))
+        stack.enter_context(pool)
+        networks: NetworkThreads | None = None
+        weights: dict[str, str] = {}
         if detects or options.method == "dartblur":
             from models.network_threads import LOAD_ERRORS, load_networks
 
@@ -342,10 +346,9 @@ def run(
         from models.anonymize_folder import anonymize_folders, rehearse
 
         display = stack.enter_context(Display(options.method, options.quiet, options.json))
-        arguments = (batches, settings, weights, pool, networks, display)
         if options.dry_run:
-            return rehearse(*arguments)
-        return anonymize_folders(*arguments), None
+            return rehearse(batches, settings, weights, pool, networks, display)
+        return anonymize_folders(batches, settings, weights, pool, networks, display), None
 
 
 if __name__ == "__main__":

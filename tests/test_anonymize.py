@@ -82,7 +82,7 @@ def test_the_call_from_python_raises_rather_than_guess(monkeypatch: pytest.Monke
     image = picture(0)
     for other in (image[..., 0], image.astype(np.float32), image[..., :2], image.tolist()):
         with pytest.raises(ValueError, match=r"must be uint8 \[H, W, 3\]"):
-            anonymize(other)
+            anonymize(other)  # type: ignore[arg-type]
     with pytest.raises(AnonymizeError, match="outside this photo"):
         anonymize(image, [[200, 10, 240, 40]])
     for boxes in ([[1, 2, 3]], [[0, 0, float("nan"), 9]]):

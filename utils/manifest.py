@@ -87,13 +87,15 @@ class Manifest:
         self._fold()
 
     def _fold(self) -> None:
-        lines = {}  # as text: the lines of 200,000 photos fit into memory, their objects hardly
-        for file in (self._whole, self._part):
-            lines |= {entry["path"]: json.dumps(entry) for entry in read_manifest(file)}
+        lines: dict[
+            str, str
+        ] = {}  # as text: the lines of 200,000 photos fit into memory, their objects hardly
+        for path in (self._whole, self._part):
+            lines |= {entry["path"]: json.dumps(entry) for entry in read_manifest(path)}
         temporary = self._whole.with_name(f".{NAME}.tmp")
         try:
             with temporary.open("w", encoding="utf-8") as file:
-                file.writelines(f"{lines[path]}\n" for path in sorted(lines))
+                file.writelines(f"{lines[name]}\n" for name in sorted(lines))
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, self._whole)

@@ -129,7 +129,7 @@ class WorkerPool:
         self._context = multiprocessing.get_context("spawn")
         self._lock = threading.Condition()
         self._events: queue.SimpleQueue[Event | WorkerError] = queue.SimpleQueue()
-        self._jobs: Iterator[Any] | None = None  # not given yet
+        self._jobs: Iterator[Any] | None = None  # not given yet, or all taken
         self._again: deque[Any] = deque()
         self._open = 0  # jobs begun, and ended but not yet handed to the caller of `run`
         self._begun = 0
@@ -145,11 +145,13 @@ class WorkerPool:
     def __enter__(self) -> WorkerPool:
         for variable in ONE_THREAD:
             os.environ[variable] = "1"  # read by numpy's BLAS when a worker imports it
-        targets = [(self._drive, (worker,)) for worker in self._workers]
-        for target, arguments in [*targets, (self._watch, ())]:
-            thread = threading.Thread(target=target, args=arguments, daemon=True)
+        self._threads = [
+            threading.Thread(target=self._drive, args=(worker,), daemon=True)
+            for worker in self._workers
+        ]
+        self._threads.append(threading.Thread(target=self._watch, daemon=True))
+        for thread in self._threads:
             thread.start()
-            self._threads.append(thread)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -164,10 +166,7 @@ class WorkerPool:
         with self._lock:
             self._jobs = iter(jobs)
             self._lock.notify_all()
-        while True:
-            with self._lock:
-                if self._jobs is None and not self._open and self._events.empty():
-                    return
+        while not self._is_over():
             event = self._next_event()
             if isinstance(event, WorkerError):
                 raise event
@@ -176,6 +175,10 @@ class WorkerPool:
                     with self._lock:
                         self._open -= 1
                 yield event
+
+    def _is_over(self) -> bool:
+        with self._lock:
+            return self._jobs is None and not self._open
 
     def _next_event(self) -> Event | WorkerError | None:
         try:  # a wait without an end could not be interrupted on Windows
