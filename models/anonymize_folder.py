@@ -22,7 +22,7 @@ from utils.manifest import NAME, PART, Entry, Manifest, read_manifest
 from utils.outputs import Batch, OutputError, copy_path, remove_leftovers
 from utils.photo_job import DiskFull, PhotoJob, Settings, no_face_setting
 from utils.run_report import Display, Report
-from utils.workers import Asked, Ended, InlinePool, Lost, WorkerError, WorkerPool
+from utils.workers import Asked, Ended, InlinePool, Lost, WorkerError, WorkerPool, interruptions
 
 SAMPLE = 16
 """Photos that a dry run anonymises to estimate the time."""
@@ -70,7 +70,7 @@ def anonymize_folders(
             display.photo(entry, report)
 
         try:
-            _work(pool, jobs, networks, finish)
+            report.interrupted = _work(pool, jobs, networks, finish)
         except KeyboardInterrupt:
             report.interrupted = True
         except (WorkerError, _Stopped) as error:
@@ -113,17 +113,19 @@ def rehearse(
     seconds = math.nan
     started = time.perf_counter()
     try:
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             step = max(1, len(jobs) // SAMPLE)
             sample = [
                 replace(job, output=Path(folder, str(number)))
                 for number, job in enumerate(jobs[step // 2 :: step])
             ]
-            _work(pool, sample, networks, lambda event: None)
+            report.interrupted = _work(pool, sample, networks, lambda event: None)
             if sample:
                 seconds = (time.perf_counter() - started) / len(sample) * len(jobs)
-        looking = replace(settings, detect_only=True)
-        _work(pool, (replace(job, settings=looking) for job in jobs), networks, count)
+        if not report.interrupted:
+            looking = replace(settings, detect_only=True)
+            search = (replace(job, settings=looking) for job in jobs)
+            report.interrupted = _work(pool, search, networks, count)
     except KeyboardInterrupt:
         report.interrupted = True
     except (WorkerError, _Stopped) as error:
@@ -138,15 +140,18 @@ def _work(
     jobs: Iterable[PhotoJob],
     networks: Networks | None,
     finish: Callable[[Ended | Lost], None],
-) -> None:
-    for event in pool.run(jobs):
-        if isinstance(event, Asked):
-            assert networks is not None, "a job asks for a network that is not loaded"
-            networks.submit(event)
-        elif isinstance(event, Ended) and isinstance(event.value, DiskFull):
-            raise _Stopped(event.value.message)
-        else:
-            finish(event)
+) -> bool:
+    """Do the jobs; tells whether Ctrl-C ended that early. Raises `WorkerError`, `_Stopped`."""
+    with interruptions() as is_interrupted:
+        for event in pool.run(jobs, is_interrupted):
+            if isinstance(event, Asked):
+                assert networks is not None, "a job asks for a network that is not loaded"
+                networks.submit(event)
+            elif isinstance(event, Ended) and isinstance(event.value, DiskFull):
+                raise _Stopped(event.value.message)
+            else:
+                finish(event)
+        return is_interrupted()
 
 
 def _jobs(batch: Batch, settings: Settings, weights: Mapping[str, str]) -> Iterator[PhotoJob]:

@@ -23,7 +23,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -145,6 +147,9 @@ class WorkerPool:
     def __enter__(self) -> WorkerPool:
         for variable in ONE_THREAD:
             os.environ[variable] = "1"  # read by numpy's BLAS when a worker imports it
+        if os.name == "posix":
+            # Else the first process started would bring it up, which ends the block of SIGINT there.
+            resource_tracker.ensure_running()
         self._threads = [
             threading.Thread(target=self._drive, args=(worker,), daemon=True)
             for worker in self._workers
@@ -157,8 +162,10 @@ class WorkerPool:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def run(self, jobs: Iterable[Any]) -> Iterator[Event]:
-        """Do the jobs, and yield what becomes of them as it happens.
+    def run(
+        self, jobs: Iterable[Any], is_interrupted: Callable[[], bool] = lambda: False
+    ) -> Iterator[Event]:
+        """Do the jobs, and yield what becomes of them as it happens, until `is_interrupted`.
 
         `jobs` is read as workers become free. Every `Asked` must be answered or refused. Raises
         `WorkerError` where processes die before they take up work.
@@ -166,7 +173,7 @@ class WorkerPool:
         with self._lock:
             self._jobs = iter(jobs)
             self._lock.notify_all()
-        while not self._is_over():
+        while not self._is_over() and not is_interrupted():
             event = self._next_event()
             if isinstance(event, WorkerError):
                 raise event
@@ -358,6 +365,31 @@ class WorkerPool:
                     worker.process.kill()
 
 
+@contextmanager
+def interruptions() -> Iterator[Callable[[], bool]]:
+    """Take Ctrl-C for a wish; yields a function that tells whether it was pressed.
+
+    `KeyboardInterrupt` would strike anywhere, also between a job's end and its entry in the books.
+    A second Ctrl-C raises it. In threads other than the main one it is left as it is.
+    """
+    pressed = False
+
+    def note(number: int, frame: object) -> None:
+        nonlocal pressed
+        if pressed:
+            raise KeyboardInterrupt
+        pressed = True
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    handler = signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: pressed
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
 class InlinePool:
     """Does jobs in this process, one after the other; to be used like `WorkerPool`.
 
@@ -378,9 +410,13 @@ class InlinePool:
         """Nothing is at hand when this can be called."""
         return []
 
-    def run(self, jobs: Iterable[Any]) -> Iterator[Event]:
+    def run(
+        self, jobs: Iterable[Any], is_interrupted: Callable[[], bool] = lambda: False
+    ) -> Iterator[Event]:
         """Do the jobs; see `WorkerPool.run`."""
         for job in jobs:
+            if is_interrupted():
+                return
             result = self._function(job)
             if not inspect.isgenerator(result):
                 yield Ended(job, result)
