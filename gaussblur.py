@@ -9,22 +9,17 @@ quality 80 under the same names to DIR/{train,val}/images_G2_M80 (or OUT/...); p
 face are written too, for the same coding everywhere. The numbers come from config.yaml, section
 `blur`.
 
-A photo that cannot be read, or whose label lies outside of it, is named on stderr and gets no
-output; the others go on, and the exit code is 1. A run that was stopped goes on where it was when
-started again: it skips the files that are there, whatever settings they were made with, unless
---overwrite is given.
+A photo that cannot be read, whose label lies outside of it, or that makes a worker process crash or
+hang, is named on stderr and gets no output; the others go on, and the exit code is 1. A run that
+was stopped goes on where it was when started again: it skips the files that are there, whatever
+settings they were made with, unless --overwrite is given.
 """
 
 import argparse
 import math
-import multiprocessing
-import os
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,18 +33,20 @@ from utils.boxes import outside_message, usable
 from utils.config import ConfigError, load_config
 from utils.image_files import PhotoError, read_photo, write_photo
 from utils.widerface import HOW_TO_GET, SPLITS, LabelError, find_labels, photo_path, read_labels
+from utils.workers import (
+    MOST_WORKERS,
+    Ended,
+    Event,
+    Lost,
+    WorkerError,
+    WorkerPool,
+    cores,
+    interruptions,
+)
 
 INTERRUPTED = 130  # exit code of a program stopped by Ctrl-C
 
-MOST_PROCESSES = 61  # Windows cannot wait for more
-
-# A photo at a time in every process: more threads inside would only fight over the cores.
-ONE_THREAD = (
-    "OMP_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "VECLIB_MAXIMUM_THREADS",
-)
+PHOTO_SECONDS = 600.0  # a worker that is busy with one photo for longer is ended
 
 
 class UsageError(Exception):
@@ -139,25 +136,24 @@ def run(name: str, jobs: Sequence[Job], workers: int) -> int:
 
     Failures and the progress go to stderr, a summary line to stdout.
     """
-    for variable in ONE_THREAD:
-        os.environ[variable] = "1"  # read by numpy's BLAS when a worker imports it
     started = time.perf_counter()
-    executor = ProcessPoolExecutor(
-        max_workers=max(1, min(workers, len(jobs), MOST_PROCESSES)),
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_start_worker,
-    )
-    try:
-        # The processes start while the jobs are handed over. They must not take Ctrl-C for
-        # theirs: the parent alone ends the run, after the photos at hand are written.
-        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        try:
-            outcomes = executor.map(blur_photo, jobs)
-        finally:
-            signal.signal(signal.SIGINT, handler)
-        done, faces, failures = _collect(name, outcomes, len(jobs))
-    finally:
-        executor.shutdown(wait=True, cancel_futures=True)
+    count = max(1, min(workers, len(jobs), MOST_WORKERS))
+    done = faces = failures = 0
+    with (
+        WorkerPool(blur_photo, count, lambda job: PHOTO_SECONDS) as pool,
+        interruptions() as is_interrupted,
+        tqdm(desc=name, total=len(jobs), unit=" images") as progress,
+    ):
+        for event in pool.run(jobs, is_interrupted):
+            outcome = _outcome(event)
+            progress.update()
+            done += outcome.was_done
+            faces += outcome.faces
+            if outcome.error is not None:
+                failures += 1
+                tqdm.write(f"failed: {outcome.error}", file=sys.stderr)
+        if is_interrupted():
+            raise KeyboardInterrupt
     seconds = time.perf_counter() - started
     written = len(jobs) - done - failures
     print(
@@ -167,21 +163,16 @@ def run(name: str, jobs: Sequence[Job], workers: int) -> int:
     return failures
 
 
-def _collect(name: str, outcomes: Iterable[Outcome], total: int) -> tuple[int, int, int]:
-    """Count (skipped as done, faces, failures) and name each failure as it comes."""
-    done = faces = failures = 0
-    for outcome in tqdm(outcomes, desc=name, total=total, unit=" images"):
-        done += outcome.was_done
-        faces += outcome.faces
-        if outcome.error is not None:
-            failures += 1
-            tqdm.write(f"failed: {outcome.error}", file=sys.stderr)
-    return done, faces, failures
-
-
-def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Windows does not inherit it
-    cv2.setNumThreads(1)
+def _outcome(event: Event) -> Outcome:
+    """What became of a job, also where its process did not live to tell."""
+    if isinstance(event, Lost):
+        job: Job = event.job
+        # It may have died when the copy was just in place.
+        photo_path(job.output, job.relative).unlink(missing_ok=True)
+        return Outcome(error=f"{job.images / job.relative}: {event.reason}")
+    assert isinstance(event, Ended), "no job asks for anything"
+    outcome: Outcome = event.value
+    return outcome
 
 
 def _existing_splits(data: Path) -> list[str]:
@@ -214,7 +205,7 @@ def parse_arguments(
     parser.add_argument(
         "--workers",
         type=_whole_number(1, 10_000),
-        default=os.cpu_count() or 1,
+        default=cores(),
         help="processes; default: the number of cores, %(default)s",
     )
     parser.add_argument(
@@ -277,15 +268,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for split in options.splits or _existing_splits(options.data)
         }
         failures = [run(split, jobs[split], options.workers) for split in jobs]
-    except (UsageError, ConfigError, LabelError, OSError) as error:
+    except (UsageError, ConfigError, LabelError, OSError, WorkerError) as error:
         print(f"gaussblur.py: error: {error}", file=sys.stderr)
-        return 1
-    except BrokenProcessPool:
-        print(
-            "gaussblur.py: error: a worker process died, perhaps for want of memory; "
-            "start again with fewer --workers to go on",
-            file=sys.stderr,
-        )
         return 1
     except KeyboardInterrupt:
         print("gaussblur.py: interrupted; start it again to go on", file=sys.stderr)

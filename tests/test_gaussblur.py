@@ -131,6 +131,22 @@ def test_failures_are_named_and_the_rest_goes_on(tmp_path: Path) -> None:
     assert files_below(output) == {*LABELS, "e3/half.jpg"}
 
 
+@pytest.mark.skipif(os.name != "posix", reason="needs a named pipe")
+def test_a_photo_that_hangs_costs_itself_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever reads a named pipe waits for ever."""
+    make_tree(tmp_path)
+    (tmp_path / "val" / "images" / "e1" / "none.jpg").unlink()
+    os.mkfifo(tmp_path / "val" / "images" / "e1" / "none.jpg")
+    monkeypatch.setattr(gaussblur, "PHOTO_SECONDS", 1.5)
+    assert gaussblur.main(["--data", str(tmp_path), "--workers", "2"]) == 1
+    captured = capsys.readouterr()
+    assert "4 photos, 3 written, 0 skipped as done, 3 faces blurred, 1 failures" in captured.out
+    assert "none.jpg: it took longer than 2 s and was given up" in captured.err
+    assert files_below(tmp_path / "val" / "images_G2_M80") == LABELS.keys() - {"e1/none.jpg"}
+
+
 def test_options_reach_the_blur_and_the_file(tmp_path: Path) -> None:
     name, rows = "e1/two faces.jpg", LABELS["e1/two faces.jpg"]
     make_tree(tmp_path / "data", labels={name: rows})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import threading
 import traceback
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
@@ -14,12 +13,7 @@ from typing import Any
 import cv2
 import torch
 
-ONE_THREAD = (
-    "OMP_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "VECLIB_MAXIMUM_THREADS",
-)
+from utils.workers import ONE_THREAD, end_with_parent
 
 
 class JobError(Exception):
@@ -85,7 +79,7 @@ def _receive(pipe: Any, process: Any) -> None:
 def _serve(pipe: Connection[Any, Any], function: Callable[..., None], exact: bool) -> None:
     """Do one job after the other, until the parent ends this process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     torch.backends.cudnn.allow_tf32 = not exact  # as in the parent
@@ -97,11 +91,3 @@ def _serve(pipe: Connection[Any, Any], function: Callable[..., None], exact: boo
             pipe.send((error, traceback.format_exc()))
         else:
             pipe.send((None, ""))
-
-
-def _end_with_parent() -> None:
-    # Whoever starts the parent again must not meet its old jobs still writing.
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)

@@ -148,7 +148,7 @@ class WorkerPool:
         for variable in ONE_THREAD:
             os.environ[variable] = "1"  # read by numpy's BLAS when a worker imports it
         if os.name == "posix":
-            # Else the first process started would bring it up, which ends the block of SIGINT there.
+            # Brought up by the first process to start, it would end the block of SIGINT there.
             resource_tracker.ensure_running()
         self._threads = [
             threading.Thread(target=self._drive, args=(worker,), daemon=True)
