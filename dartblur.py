@@ -9,16 +9,21 @@
     python dartblur.py                              WIDER FACE under data/widerface, both splits:
                                                     {train,val}/images -> images_dartblur beside it
 
-Folders are searched through all levels, but links to folders are not followed. Copies have the
-format of the original, upright, with its colour profile and no other metadata; outside the face
-boxes they hold the original's pixels. Originals are never written to. Boxes come from
+Folders are searched through all levels, but links to folders are named and not followed. Copies
+have the format of the original, upright, grey or in colour, with its transparency and colour
+profile; outside the face boxes they hold the original's pixels, 16 bits a channel reduced to 8 and
+CMYK to sRGB. They hold no other metadata. With --keep-metadata they get its EXIF and XMP, where
+the format has a place for them, less thumbnails, previews and maker notes: who took the photo
+where, when and with which camera stays readable, and so do names of people in XMP. Originals are
+never written to. Boxes come from
 
     --boxes detector         RetinaFace, enlarged by detect.enlarge; default without --labels
     --boxes labels           the label file (WIDER FACE's or RetinaFace's format, paths relative
                              to the folder); a photo that it does not list fails; default with it
     --boxes detect-missing   the label file, and RetinaFace for photos that it does not list
 
-When in doubt there is no copy: a photo that is broken, that no label lists, whose label lies
+When in doubt there is no copy: a photo that is broken, has several frames or pages or more pixels
+than input.max_megapixels, that no label lists, whose label lies
 outside of it, or whose faces the network could not redraw is named at the end and gets no output;
 an older copy of it is removed. Photos of other types (HEIC, RAW, video) are listed, not copied.
 The output folder's manifest.jsonl says for each photo what was done, where, and why not.
@@ -45,7 +50,7 @@ from models.weights import DETECTOR, GENERATOR, WeightsError
 from utils.boxes import xyxy_to_xywh
 from utils.config import CONFIG, ConfigError, check_limits, load_config
 from utils.device import DeviceError, pick_device
-from utils.image_files import PhotoError, read_photo, write_photo
+from utils.image_files import PhotoError, read_photo, shown, write_photo
 from utils.manifest import Entry, Manifest
 from utils.outputs import (
     Batch,
@@ -131,7 +136,11 @@ def anonymize_photo(job: Job, output: Path, anonymizer: Anonymizer) -> Entry:
         target.unlink(missing_ok=True)
         if job.fault is not None:
             raise PhotoError(f"{job.photo}: {job.fault}")
-        photo = read_photo(job.photo)
+        photo = read_photo(
+            job.photo,
+            max_pixels=round(anonymizer.config["input"]["max_megapixels"] * 1e6),
+            keep_metadata=coding["keep_metadata"],
+        )
         result = anonymizer(photo.pixels, job.boxes)
         write_photo(
             target,
@@ -139,6 +148,8 @@ def anonymize_photo(job: Job, output: Path, anonymizer: Anonymizer) -> Entry:
             photo.icc_profile,
             jpeg_quality=coding["jpeg_quality"],
             subsampling=coding["jpeg_subsampling"],
+            traits=photo.traits,
+            opaque=result.boxes,
         )
     except FILE_ERRORS as error:
         return Entry(job.relative, "failed", method, error=str(error))
@@ -156,7 +167,7 @@ def anonymize_photo(job: Job, output: Path, anonymizer: Anonymizer) -> Entry:
         faces=len(result.boxes),
         boxes=xyxy_to_xywh(result.boxes).round(3).tolist(),
         scores=None if result.scores is None else result.scores.round(4).tolist(),
-        flags=result.flags,
+        flags=[*photo.flags, *result.flags],
     )
 
 
@@ -197,14 +208,15 @@ def print_summary(report: Report, batches: Sequence[Batch]) -> None:
     """Name what got no copy on stderr, then say in one line on stdout what was done."""
     others = [other.photo for batch in batches for other in batch.others]
     for photo in others:
-        print(f"skipped, cannot read this type: {photo}", file=sys.stderr)
+        reason = "links to folders are not followed" if photo.is_dir() else "cannot read this type"
+        print(f"skipped, {reason}: {shown(photo)}", file=sys.stderr)
     for failure in report.failures:
-        print(f"failed, no output: {failure}", file=sys.stderr)
+        print(f"failed, no output: {shown(failure)}", file=sys.stderr)
     faceless = f" ({report.faceless} without a face)" if report.faceless else ""
     print(
         f"{report.photos - len(report.failures)} photos written{faceless}, "
         f"{report.faces} faces hidden, {len(report.failures)} failures, "
-        f"{len(others)} skipped by type, {report.photos / report.seconds:.2f} photos/s"
+        f"{len(others)} skipped, {report.photos / report.seconds:.2f} photos/s"
     )
 
 
@@ -227,6 +239,11 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--score", type=float, help="lowest face probability (detect.score)")
     parser.add_argument("--jpeg-quality", type=int, help="of the copies (output.jpeg_quality)")
+    parser.add_argument(
+        "--keep-metadata",
+        action="store_true",
+        help="EXIF and XMP, less pictures and maker notes (output.keep_metadata)",
+    )
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument(
         "--weights", type=Path, default=GENERATOR, metavar="FILE", help="generator (%(default)s)"
@@ -266,6 +283,7 @@ def read_config(options: argparse.Namespace) -> dict[str, Any]:
         config["detect"]["score"] = options.score
     if options.jpeg_quality is not None:
         config["output"]["jpeg_quality"] = options.jpeg_quality
+    config["output"]["keep_metadata"] |= options.keep_metadata
     check_limits(config)
     return config
 
@@ -282,7 +300,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.method, config, device, options.weights, options.detector if detects else None
         )
     except START_ERRORS as error:
-        print(f"dartblur.py: error: {error}", file=sys.stderr)
+        print(f"dartblur.py: error: {shown(error)}", file=sys.stderr)
         return UNUSABLE
     except KeyboardInterrupt:
         return INTERRUPTED

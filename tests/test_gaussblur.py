@@ -100,7 +100,7 @@ def test_failures_are_named_and_the_rest_goes_on(tmp_path: Path) -> None:
     for name, words in {
         "missing.jpg": "no such file",
         "text.jpg": "not a picture",
-        "half.jpg": "truncated",
+        "half.jpg": "damaged (Premature end of JPEG file)",
         "misfit.jpg": "200 20 50 50 (x y w h) lies outside this photo of 200 x 180 pixels",
     }.items():
         (line,) = [line for line in done.stderr.splitlines() if name in line]
