@@ -75,8 +75,11 @@ def read_photo(path: Path, max_pixels: int = MAX_PIXELS, keep_metadata: bool = F
         raise PhotoError(
             f"{shown(path)}: not a picture of a known format ({formats}), or broken"
         ) from None
-    except Image.DecompressionBombError as error:
-        raise PhotoError(f"{shown(path)}: too many pixels ({one_line(error)})") from None
+    except Image.DecompressionBombError:  # Pillow found it before we did
+        raise PhotoError(
+            f"{shown(path)}: too many pixels, above the limit of {max_pixels / 1e6:g} megapixels "
+            "(input.max_megapixels)"
+        ) from None
     except OSError as error:  # its own message repeats the name
         raise PhotoError(f"{shown(path)}: cannot be read ({_reason(error)})") from None
     except Exception as error:  # Pillow's decoders raise almost any type on a broken file

@@ -68,12 +68,13 @@ def decode(data: bytes, max_pixels: int, keep_metadata: bool) -> Photo:
 def _check(image: Image.Image, max_pixels: int) -> None:
     """Refuse what is known from the file's head, before anything is decoded."""
     tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
-    tile = tags.get(322, 1) * tags.get(323, 1)  # a decoder allocates a whole tile
-    if max(image.width * image.height, tile) > max_pixels:
-        raise PhotoError(
-            f"too many pixels: {image.width} x {image.height} with a limit of "
-            f"{max_pixels / 1e6:g} megapixels (input.max_megapixels)"
-        )
+    tile = (tags.get(322, 1), tags.get(323, 1))  # a decoder allocates a whole tile
+    for width, height in (image.size, tile):
+        if width * height > max_pixels:
+            raise PhotoError(
+                f"too many pixels, {width} x {height}, above the limit of "
+                f"{max_pixels / 1e6:g} megapixels (input.max_megapixels)"
+            )
     if tags.get(254, 0) & 1:
         raise PhotoError("its first page is a preview; save the photo as its own file")
     frames = getattr(image, "n_frames", 1)
