@@ -134,7 +134,10 @@ def _entries(exif: bytes, offset: int, order: str) -> dict[int, Entry]:
 def _directory(exif: bytes, pointer: Entry | None, order: str) -> dict[int, Entry]:
     if pointer is None or pointer[0] not in (_LONG, 13):
         return {}
-    return _entries(exif, struct.unpack_from(order + "I", pointer[1])[0], order)
+    try:
+        return _entries(exif, struct.unpack_from(order + "I", pointer[1])[0], order)
+    except MetadataError:  # programs that do not know the directory leave its old place behind
+        return {}
 
 
 def _is_harmless(value: bytes) -> bool:

@@ -10,6 +10,7 @@ import io
 import re
 import struct
 import warnings
+import zlib
 
 import cv2
 import numpy as np
@@ -35,6 +36,7 @@ _MOST_SCANS = 100
 _MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")  # not a stuffed byte, not a restart
 _WITHOUT_LENGTH = frozenset([0x01, *range(0xD0, 0xD9)])
 
+_DEFLATED = (8, 32946)  # the tag Compression
 _MOST_PAGES = 16
 _DARKEST = 16
 _SOFT_EDGE = 9  # px; alpha may fade over this width
@@ -110,6 +112,8 @@ def _decoded(data: bytes, image: Image.Image, keep_metadata: bool) -> Photo:
     elif file_format == "JPEG":
         pixels, alpha = _jpeg_pixels(data, is_grey), None
     else:
+        if file_format == "TIFF":
+            _check_deflated(data, image)
         if file_format == "PNG":
             with Image.open(io.BytesIO(data), formats=["PNG"]) as again:
                 again.verify()  # the checksums, which loading passes over
@@ -208,6 +212,24 @@ def _check_scans(data: bytes) -> None:
             raise PhotoError(f"more than {_MOST_SCANS} scans; save it anew")
         if marker not in _WITHOUT_LENGTH and position + 2 <= len(data):
             position += struct.unpack_from(">H", data, position)[0]
+
+
+def _check_deflated(data: bytes, image: Image.Image) -> None:
+    """Check the sums behind the strips or tiles of a deflated TIFF: libtiff mostly does not."""
+    tags = image.tag_v2  # type: ignore[attr-defined]
+    if tags.get(259) not in _DEFLATED:
+        return
+    places = ((tags.get(273), tags.get(279)), (tags.get(324), tags.get(325)))
+    left = 16 * (image.width + 1) * (image.height + 1) + (64 << 20)  # tiles reach over the edge
+    for start, length in (pair for one in places if all(one) for pair in zip(*one, strict=False)):
+        stream, part = zlib.decompressobj(), data[start : start + length]
+        while part and not stream.eof:
+            left -= len(stream.decompress(part, 1 << 20))
+            part = stream.unconsumed_tail
+            if left < 0:
+                raise PhotoError("damaged (more data than pixels)")
+        if not stream.eof:
+            raise PhotoError("damaged (a strip ends too early)")
 
 
 def _from_cmyk(data: bytes, image: Image.Image, profile: bytes | None) -> Pixels:

@@ -11,6 +11,8 @@ from PIL import Image, PngImagePlugin
 from utils.metadata import EXIF_HEADER
 from utils.photo_formats import Pixels, Traits
 
+_XMP_TAG = 700
+
 
 def encode(
     pixels: Pixels,
@@ -48,8 +50,12 @@ def encode(
         options |= {"lossless": True, "exact": True, "xmp": traits.xmp or b""}
     elif traits.file_format == "TIFF":
         options["compression"] = "tiff_deflate"
+        tags = Image.Exif()  # Pillow passes over `exif` where it is given `tiffinfo`
+        if traits.exif is not None:
+            tags.load(traits.exif)
         if traits.xmp is not None:
-            options["tiffinfo"] = {700: traits.xmp}
+            tags[_XMP_TAG] = traits.xmp
+        options["exif"] = tags
     buffer = io.BytesIO()
     image.save(buffer, traits.file_format, **options)
     return buffer.getvalue()
