@@ -38,6 +38,7 @@ _KEPT_GPS = frozenset(range(0x20))
 _KEPT_INTEROP = frozenset([1, 2])
 
 _MAX_VALUE = 4096  # bytes of one EXIF value
+_MAX_BINARY = 128  # of one that is no text
 _MAX_BLOCK = 60_000  # bytes of all EXIF or XMP; a JPEG segment holds 65,533
 
 # JPEG, PNG, WebP, GIF and TIFF as they are, in hexadecimal digits and in base64.
@@ -68,8 +69,9 @@ def clean_exif(exif: bytes, width: int, height: int) -> bytes:
 
     `exif`: a TIFF structure, be it a whole TIFF file, with or without `EXIF_HEADER`. The result
     has none. It holds the listed tags of the main, EXIF, GPS and interoperability directories,
-    values as they were; no second directory (the thumbnail), no maker note, no value above 4 KiB
-    or with a picture in it. Orientation is 1. Raises `MetadataError` where it is broken.
+    values as they were; no second directory (the thumbnail), no maker note, no value above 4 KiB,
+    or above 128 bytes and not text, or with a picture in it. Orientation is 1. Raises
+    `MetadataError` where it is broken.
     """
     if exif.startswith(EXIF_HEADER):
         exif = exif[len(EXIF_HEADER) :]
@@ -141,7 +143,22 @@ def _directory(exif: bytes, pointer: Entry | None, order: str) -> dict[int, Entr
 
 
 def _is_harmless(value: bytes) -> bool:
-    return len(value) <= _MAX_VALUE and _PICTURE.search(value) is None
+    """Let pass what is short or text: a pointer that is broken may lead into a preview."""
+    if _PICTURE.search(value) or len(value) > _MAX_VALUE:
+        return False
+    if len(value) <= _MAX_BINARY:
+        return True
+    # The first eight bytes of a comment name its character set.
+    codings = ((value, "latin-1"), (value[8:], "latin-1"), (value, "utf-16-le"), (value, "utf-8"))
+    codings += ((value[8:], "utf-16-le"), (value[8:], "utf-16-be"), (value[8:], "utf-8"))
+    return any(_is_text(part, coding) for part, coding in codings)
+
+
+def _is_text(value: bytes, coding: str) -> bool:
+    text = value.decode(coding, "replace").rstrip("\0")
+    return all(
+        letter.isprintable() or letter in "\r\n\t" for letter in text.replace("\ufffd", "\0")
+    )
 
 
 def _assembled(directories: list[dict[int, Entry]], order: str) -> bytes:

@@ -24,8 +24,8 @@ def encode(
     """Code uint8 `[H, W, 3]` RGB in the format of `traits`, with its alpha and metadata.
 
     JPEG as the caller says; WebP without loss, since its lossy mode knows 4:2:0 only, which
-    smears the edge of a box; TIFF deflated. BMP has no place for a profile or metadata, JPEG none
-    for alpha. Raises OSError or ValueError where Pillow cannot code it.
+    smears the edge of a box; TIFF deflated, but for one with EXIF. BMP has no place for a profile
+    or metadata, JPEG none for alpha. Raises OSError or ValueError where Pillow cannot code it.
     """
     image = _image(pixels)
     if traits.is_grey:
@@ -49,7 +49,8 @@ def encode(
     elif traits.file_format == "WEBP":
         options |= {"lossless": True, "exact": True, "xmp": traits.xmp or b""}
     elif traits.file_format == "TIFF":
-        options["compression"] = "tiff_deflate"
+        if traits.exif is None:  # Pillow writes EXIF's own directories to uncompressed files only
+            options["compression"] = "tiff_deflate"
         tags = Image.Exif()  # Pillow passes over `exif` where it is given `tiffinfo`
         if traits.exif is not None:
             tags.load(traits.exif)
