@@ -117,7 +117,7 @@ def test_broken_metadata_costs_itself_only(tmp_path: Path) -> None:
         "xmp.jpg": {"xmp": b'<!DOCTYPE x [<!ENTITY a "b">]><x>&a;</x>'},
         "half.jpg": {"xmp": camera.xmp()[:900]},
     }.items():
-        kinds.pillow(picture(0), **options)(tmp_path / "in" / name)
+        (tmp_path / "in" / name).write_bytes(kinds.coded("JPEG", None, None, **options))
     output = copies_of_all(tmp_path, "--keep-metadata")
     for name, entry in manifest(output).items():
         assert entry["flags"] == ["metadata_unreadable"]

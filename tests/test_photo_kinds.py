@@ -281,6 +281,10 @@ REFUSED: dict[str, tuple[kinds.Maker, str]] = {
         "damaged (Corrupt JPEG data",
     ),
     "damaged.png": (kinds.content(kinds.damaged(WHOLE["PNG"], 1)), "damaged.png: cannot be read"),
+    "damaged.tif": (
+        kinds.content(kinds.damaged(kinds.coded("TIFF", compression="tiff_deflate"), 1)),
+        "damaged.tif: cannot be read",
+    ),
     "scans.jpg": (kinds.content(kinds.many_scans(200)), "more than 100 scans"),
     "a gif.png": (kinds.frames("GIF"), "not a picture of a known format"),
     "animated.png": (kinds.frames("PNG"), "holds 3 frames or pages"),

@@ -68,11 +68,11 @@ class ConfigError(ValueError):
 class _Loader(yaml.SafeLoader):
     """YAML 1.1 but for its numbers of base 60: a subsampling of 4:4:4 is text, not 14644."""
 
-    def construct_yaml_int(self, node: yaml.ScalarNode) -> int | str:
-        return node.value if ":" in node.value else super().construct_yaml_int(node)
+    def int_or_text(self, node: yaml.ScalarNode) -> int | str:
+        return str(node.value) if ":" in node.value else self.construct_yaml_int(node)
 
 
-_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.int_or_text)
 
 
 def load_config(path: Path = CONFIG, overrides: Sequence[str] = ()) -> dict[str, Any]:

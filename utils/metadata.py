@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import struct
+from typing import Any
 from xml.dom import minidom
 
 EXIF_HEADER = b"Exif\0\0"
@@ -149,16 +150,19 @@ def _is_harmless(value: bytes) -> bool:
     if len(value) <= _MAX_BINARY:
         return True
     # The first eight bytes of a comment name its character set.
-    codings = ((value, "latin-1"), (value[8:], "latin-1"), (value, "utf-16-le"), (value, "utf-8"))
-    codings += ((value[8:], "utf-16-le"), (value[8:], "utf-16-be"), (value[8:], "utf-8"))
-    return any(_is_text(part, coding) for part, coding in codings)
+    return any(
+        _is_text(part, coding)
+        for part in (value, value[8:])
+        for coding in ("utf-8", "latin-1", "utf-16-le", "utf-16-be")
+    )
 
 
 def _is_text(value: bytes, coding: str) -> bool:
-    text = value.decode(coding, "replace").rstrip("\0")
-    return all(
-        letter.isprintable() or letter in "\r\n\t" for letter in text.replace("\ufffd", "\0")
-    )
+    try:
+        text = value.decode(coding).rstrip("\0")
+    except UnicodeDecodeError:
+        return False
+    return all(letter.isprintable() or letter in "\r\n\t" for letter in text)
 
 
 def _assembled(directories: list[dict[int, Entry]], order: str) -> bytes:
@@ -230,7 +234,7 @@ def clean_xmp(xmp: bytes) -> bytes:
     return cleaned
 
 
-def _clean_node(node: minidom.Node) -> None:
+def _clean_node(node: Any) -> None:  # the stubs of minidom know no common parent
     for child in list(node.childNodes):
         if child.nodeType == child.ELEMENT_NODE:
             if _is_picture(child.namespaceURI, child.localName) or child.nodeName in _GEOMETRY:
@@ -251,7 +255,9 @@ def _clean_node(node: minidom.Node) -> None:
             if child.nodeName == "tiff:Orientation":
                 for value in list(child.childNodes):
                     child.removeChild(value)
-                child.appendChild(child.ownerDocument.createTextNode("1"))
+                one = minidom.Text()
+                one.data = "1"
+                child.appendChild(one)
             _clean_node(child)
         elif child.nodeType in (child.TEXT_NODE, child.CDATA_SECTION_NODE):
             if _is_blob(child.data):
