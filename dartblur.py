@@ -9,16 +9,21 @@
     python dartblur.py                              WIDER FACE under data/widerface, both splits:
                                                     {train,val}/images -> images_dartblur beside it
 
-Folders are searched through all levels, but links to folders are not followed. Copies have the
-format of the original, upright, with its colour profile and no other metadata; outside the face
-boxes they hold the original's pixels. Originals are never written to. Boxes come from
+Folders are searched through all levels, but links to folders are named and not followed. Copies
+have the format of the original, upright, grey or in colour, with its transparency and colour
+profile; outside the face boxes they hold the original's pixels, 16 bits a channel reduced to 8 and
+CMYK to sRGB. They hold no other metadata. With --keep-metadata they get its EXIF and XMP, where
+the format has a place for them, less thumbnails, previews and maker notes: who took the photo
+where, when and with which camera stays readable, and so do names of people in XMP. Originals are
+never written to. Boxes come from
 
     --boxes detector         RetinaFace, enlarged by detect.enlarge; default without --labels
     --boxes labels           the label file (WIDER FACE's or RetinaFace's format, paths relative
                              to the folder); a photo that it does not list fails; default with it
     --boxes detect-missing   the label file, and RetinaFace for photos that it does not list
 
-When in doubt there is no copy: a photo that is broken, that no label lists, whose label lies
+When in doubt there is no copy: a photo that is broken, has several frames or pages or more pixels
+than input.max_megapixels, that no label lists, whose label lies
 outside of it, or whose faces the network could not redraw is named at the end and gets no output;
 an older copy of it is removed. So is one that makes a worker process crash or takes longer than
 --timeout. Photos of other types (HEIC, RAW, video) are listed, not copied. The output folder's
@@ -54,7 +59,7 @@ from typing import TYPE_CHECKING, Any
 
 from utils.config import CONFIG, ConfigError, check_limits, load_config
 from utils.hiding import METHODS
-from utils.image_files import PhotoError
+from utils.image_files import PhotoError, shown
 from utils.outputs import (
     Batch,
     Job,
@@ -124,11 +129,14 @@ def print_summary(report: Report, batches: Sequence[Batch], options: argparse.Na
     others = [other.photo for batch in batches for other in batch.others]
     if not options.quiet:
         for photo in others:
-            print(f"skipped, cannot read this type: {photo}", file=sys.stderr)
+            reason = (
+                "links to folders are not followed" if photo.is_dir() else "cannot read this type"
+            )
+            print(f"skipped, {reason}: {shown(photo)}", file=sys.stderr)
     for failure in report.failures:
-        print(f"failed, no output: {failure}", file=sys.stderr)
+        print(f"failed, no output: {shown(failure)}", file=sys.stderr)
     if options.json:
-        print(json.dumps({"summary": asdict(report) | {"skipped_by_type": len(others)}}))
+        print(json.dumps({"summary": asdict(report) | {"skipped": len(others)}}))
         return
     faceless = f" ({report.faceless} without a face)" if report.faceless else ""
     passed_over = f"{report.without_face} without a face passed over, "
@@ -137,7 +145,7 @@ def print_summary(report: Report, batches: Sequence[Batch], options: argparse.Na
         f"{report.written} photos written{faceless}, "
         f"{report.faces} faces hidden, {len(report.failures)} failures, "
         f"{passed_over if report.without_face else ''}{earlier if report.done_before else ''}"
-        f"{len(others)} skipped by type, {report.photos / report.seconds:.2f} photos/s"
+        f"{len(others)} skipped, {report.photos / report.seconds:.2f} photos/s"
     )
 
 
@@ -202,6 +210,11 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--dry-run", action="store_true", help="write nothing; see above")
     parser.add_argument("--json", action="store_true", help="for programs; see above")
     parser.add_argument("--quiet", action="store_true", help="see above")
+    parser.add_argument(
+        "--keep-metadata",
+        action="store_true",
+        help="EXIF and XMP, less pictures and maker notes (output.keep_metadata)",
+    )
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument(
         "--weights",
@@ -249,6 +262,7 @@ def read_config(options: argparse.Namespace) -> dict[str, Any]:
         config["detect"]["score"] = options.score
     if options.jpeg_quality is not None:
         config["output"]["jpeg_quality"] = options.jpeg_quality
+    config["output"]["keep_metadata"] |= options.keep_metadata
     check_limits(config)
     return config
 
@@ -277,7 +291,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         batches = plan(options)
         return anonymize(options, config, batches)
     except START_ERRORS as error:
-        print(f"dartblur.py: error: {error}", file=sys.stderr)
+        print(f"dartblur.py: error: {shown(error)}", file=sys.stderr)
         return UNUSABLE
     except KeyboardInterrupt:
         return INTERRUPTED

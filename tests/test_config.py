@@ -44,7 +44,22 @@ def test_numbers_of_the_method() -> None:
     }
     assert (config["critic"]["score_logit"], config["critic"]["nms_iou"]) == (0.01, 0.45)
     assert config["blur"] == {"kernel_factor": 0.5, "jpeg_quality": 80, "folder": "images_G2_M80"}
-    assert config["output"] == {"jpeg_quality": 95, "jpeg_subsampling": "4:4:4"}
+    assert config["output"] == {
+        "jpeg_quality": 95,
+        "jpeg_subsampling": "4:4:4",
+        "keep_metadata": False,
+    }
+
+
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
+def test_subsampling_needs_no_quotes(tmp_path: Path, subsampling: str) -> None:
+    """YAML 1.1 takes 4:4:4 for the number 14644, to the base 60."""
+    config = load_config(overrides=[f"output.jpeg_subsampling={subsampling}"])
+    assert config["output"]["jpeg_subsampling"] == subsampling
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"output: {{jpeg_subsampling: {subsampling}, jpeg_quality: 0x5a}}\n")
+    output = load_config(path)["output"]
+    assert (output["jpeg_subsampling"], output["jpeg_quality"]) == (subsampling, 90)
 
 
 def test_overrides() -> None:

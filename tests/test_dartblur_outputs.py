@@ -106,7 +106,7 @@ def test_other_types_are_listed_not_copied(
     assert run(folder, "--method", "black", "--detector", blind) == 0
     assert files_below(tmp_path / "in_black") == {*LABELS, "manifest.jsonl"}
     captured = capsys.readouterr()
-    assert "0 failures, 2 skipped by type" in captured.out
+    assert "0 failures, 2 skipped" in captured.out
     for name in ("e2/film.MP4", "phone.heic"):
         assert f"skipped, cannot read this type: {folder / name}" in captured.err
         assert manifest(tmp_path / "in_black")[name]["status"] == "skipped"
@@ -116,10 +116,10 @@ def test_other_types_are_listed_not_copied(
 def test_ctrl_c_leaves_what_is_done(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(path: Path) -> Any:
+    def interrupted(path: Path, **options: Any) -> Any:
         if path.name == "none.png":
             raise KeyboardInterrupt
-        return read_photo(path)
+        return read_photo(path, **options)
 
     labels = make_folder(tmp_path / "in")
     monkeypatch.setattr(utils.photo_job, "read_photo", interrupted)

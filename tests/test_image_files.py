@@ -1,7 +1,7 @@
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
@@ -16,7 +16,7 @@ from utils.image_files import (
     write_photo,
 )
 
-LOSSLESS = sorted(PHOTO_SUFFIXES - {".jpg", ".jpeg"})
+LOSSLESS = [".bmp", ".png", ".tif", ".tiff", ".webp"]
 
 
 def picture(height: int = 24, width: int = 32) -> Pixels:
@@ -29,7 +29,8 @@ def smooth_picture(height: int = 48, width: int = 64) -> Pixels:
     return np.clip(np.stack(channels, axis=2), 0, 255).astype(np.uint8)
 
 
-def srgb_profile() -> bytes:
+@cache
+def srgb_profile() -> bytes:  # it holds the time when it was made
     return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 
@@ -52,7 +53,7 @@ def test_lossless_formats_come_back_as_they_were(tmp_path: Path, suffix: str) ->
     assert photo.icc_profile is None
 
 
-@pytest.mark.parametrize("suffix", [".jpg", ".JPEG"])
+@pytest.mark.parametrize("suffix", [".jpg", ".JPEG", ".jpe", ".jfif"])
 def test_jpeg_is_rgb_and_close(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a{suffix}"
     write_photo(path, smooth_picture())
@@ -95,14 +96,6 @@ def test_icc_profile_is_kept_and_other_metadata_is_not(tmp_path: Path, suffix: s
     assert b"Secret Camera" not in copy.read_bytes()
 
 
-def test_profile_of_a_grey_photo_is_dropped(tmp_path: Path) -> None:
-    path = tmp_path / "grey.jpg"
-    profile = bytearray(srgb_profile())
-    profile[16:20] = b"GRAY"
-    Image.fromarray(picture()[:, :, 0]).save(path, icc_profile=bytes(profile))
-    assert read_photo(path).icc_profile is None
-
-
 UPRIGHT: dict[int, Callable[[Pixels], Pixels]] = {
     1: lambda pixels: pixels,
     2: lambda pixels: pixels[:, ::-1],
@@ -115,13 +108,13 @@ UPRIGHT: dict[int, Callable[[Pixels], Pixels]] = {
 }
 
 
-@pytest.mark.parametrize("suffix", [".png", ".tif"])
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".webp"])
 @pytest.mark.parametrize("orientation", UPRIGHT)
 def test_exif_orientation_is_applied_once(tmp_path: Path, orientation: int, suffix: str) -> None:
     path = tmp_path / f"a{suffix}"
     exif = Image.Exif()
     exif[0x0112] = orientation
-    Image.fromarray(picture()).save(path, exif=exif)
+    Image.fromarray(picture()).save(path, exif=exif, lossless=True)
     photo = read_photo(path)
     np.testing.assert_array_equal(photo.pixels, UPRIGHT[orientation](picture()))
     write_photo(path, photo.pixels)
@@ -135,77 +128,6 @@ def test_exif_orientation_of_a_jpeg(tmp_path: Path) -> None:
     Image.fromarray(smooth_picture()).save(path, exif=exif, quality=100, subsampling=0)
     difference = read_photo(path).pixels.astype(int) - np.rot90(smooth_picture(), k=-1)
     assert np.abs(difference).max() <= 3
-
-
-def test_grey_black_and_white_and_palette_become_rgb(tmp_path: Path) -> None:
-    grey = picture()[:, :, 0]
-    Image.fromarray(grey).save(tmp_path / "grey.png")
-    np.testing.assert_array_equal(
-        read_photo(tmp_path / "grey.png").pixels, np.repeat(grey[:, :, None], 3, axis=2)
-    )
-    Image.fromarray(grey > 127).save(tmp_path / "bits.png")
-    np.testing.assert_array_equal(
-        read_photo(tmp_path / "bits.png").pixels[:, :, 2], np.where(grey > 127, 255, 0)
-    )
-    palette = Image.fromarray(picture()).quantize(16)
-    palette.save(tmp_path / "palette.png")
-    np.testing.assert_array_equal(
-        read_photo(tmp_path / "palette.png").pixels, np.asarray(palette.convert("RGB"))
-    )
-
-
-def test_alpha_is_accepted_only_where_it_is_all_opaque(tmp_path: Path) -> None:
-    path = tmp_path / "a.png"
-    alpha = np.full((24, 32, 1), 255, dtype=np.uint8)
-    Image.fromarray(np.concatenate([picture(), alpha], axis=2)).save(path)
-    np.testing.assert_array_equal(read_photo(path).pixels, picture())
-    alpha[23, 31] = 254
-    Image.fromarray(np.concatenate([picture(), alpha], axis=2)).save(path)
-    assert "transparent" in refusal(path)
-
-
-def test_transparent_colour_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "a.png"
-    pixels = picture()
-    Image.fromarray(pixels).save(path, transparency=tuple(map(int, pixels[0, 0])))
-    assert "transparent" in refusal(path)
-    palette = Image.fromarray(pixels).quantize(16)
-    palette.save(path, transparency=int(np.asarray(palette)[0, 0]))
-    assert "transparent" in refusal(path)
-
-
-@pytest.mark.parametrize("suffix", [".png", ".tif"])
-@pytest.mark.parametrize("channels", [1, 3])
-def test_sixteen_bits_are_refused(tmp_path: Path, suffix: str, channels: int) -> None:
-    path = tmp_path / f"a{suffix}"
-    deep = np.squeeze(picture()[:, :, :channels].astype(np.uint16) * 257)
-    assert cv2.imwrite(str(path), deep)
-    assert "8 bits" in refusal(path)
-
-
-def test_cmyk_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "a.jpg"
-    Image.fromarray(picture()).convert("CMYK").save(path)
-    assert "CMYK" in refusal(path)
-
-
-@pytest.mark.parametrize(
-    ("name", "file_format"),
-    [("a.png", "PNG"), ("a.tif", "TIFF"), ("a.webp", "WEBP")],
-)
-def test_several_frames_are_refused(tmp_path: Path, name: str, file_format: str) -> None:
-    path = tmp_path / name
-    frames = [Image.fromarray(picture()), Image.fromarray(255 - picture())]
-    frames[0].save(path, file_format, save_all=True, append_images=frames[1:])
-    assert "several frames" in refusal(path)
-
-
-def test_of_a_phones_two_pictures_in_one_file_the_first_is_the_photo(tmp_path: Path) -> None:
-    path = tmp_path / "a.jpg"
-    frames = [Image.fromarray(smooth_picture()), Image.fromarray(255 - smooth_picture())]
-    frames[0].save(path, "MPO", save_all=True, append_images=frames[1:], quality=95)
-    difference = np.abs(read_photo(path).pixels.astype(int) - smooth_picture())
-    assert difference.mean() < 8
 
 
 @pytest.mark.parametrize("suffix", sorted(PHOTO_SUFFIXES))
@@ -225,19 +147,6 @@ def test_what_is_no_picture_is_refused(tmp_path: Path) -> None:
     assert "no such file" in refusal(tmp_path / "missing.jpg")
     (tmp_path / "folder.jpg").mkdir()
     refusal(tmp_path / "folder.jpg")
-
-
-def test_a_picture_of_another_type_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "a.jpg"
-    Image.fromarray(picture()).save(path, "GIF")
-    assert "not a picture of a known format" in refusal(path)
-
-
-def test_a_decompression_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "a.png"
-    write_photo(path, picture(20, 20))
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 150)
-    assert "too many pixels" in refusal(path)
 
 
 def test_files_appear_complete_or_not_at_all(tmp_path: Path) -> None:
@@ -280,14 +189,19 @@ def test_find_photos(tmp_path: Path) -> None:
     assert skipped == ["b/phone.heic", "b/raw.dng", "film.MP4"]
 
 
-def test_find_photos_does_not_follow_links_to_folders(tmp_path: Path) -> None:
+def test_find_photos_names_links_to_folders_and_does_not_follow(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "real" / "a.jpg").touch()
     try:
         (tmp_path / "real" / "loop").symlink_to(tmp_path, target_is_directory=True)
     except OSError:
         pytest.skip("this system does not let us make symbolic links")
-    assert find_photos(tmp_path) == ([tmp_path / "real" / "a.jpg"], [])
+    (tmp_path / "real" / "._a.jpg").touch()  # as macOS writes them to other file systems
+    found = [tmp_path / "real" / "a.jpg"]
+    assert find_photos(tmp_path) == (
+        found,
+        [tmp_path / "real" / name for name in ("._a.jpg", "loop")],
+    )
 
 
 def test_find_photos_says_so_where_it_cannot_look(tmp_path: Path) -> None:

@@ -132,7 +132,9 @@ def check_outputs(trees: Sequence[PhotoTree]) -> None:
     originals = dict(sources)
     for tree in trees:
         photos = [tree.root / relative for relative in tree.photos]
-        originals |= {photo.resolve(): photo for photo in photos if photo.is_symlink()}
+        # Path.resolve raises RuntimeError at a link to itself; such a photo fails when it is read.
+        links = [photo for photo in photos if photo.is_symlink()]
+        originals |= {Path(os.path.realpath(photo)): photo for photo in links}
     for resolved, original in originals.items():
         for place in resolved.parents:
             if place in outputs:

@@ -96,7 +96,11 @@ def _anonymized(job: PhotoJob) -> Steps[Entry]:
         raise PhotoError(f"{job.photo}: {job.fault}")
     # Before it is read: a change while it is read makes the next run read it again.
     state = job.photo.stat() if job.photo.exists() else None
-    photo = read_photo(job.photo)
+    photo = read_photo(
+        job.photo,
+        max_pixels=round(settings.config["input"]["max_megapixels"] * 1e6),
+        keep_metadata=settings.config["output"]["keep_metadata"],
+    )
     if settings.detect_only:
         boxes, scores = job.boxes, None
         if boxes is None:
@@ -122,7 +126,7 @@ def _anonymized(job: PhotoJob) -> Steps[Entry]:
         faces=len(result.boxes),
         boxes=xyxy_to_xywh(result.boxes).round(3).tolist(),
         scores=None if result.scores is None else result.scores.round(4).tolist(),
-        flags=result.flags,
+        flags=[*photo.flags, *result.flags],
         source_size=None if state is None else state.st_size,
         source_mtime_ns=None if state is None else state.st_mtime_ns,
         output_size=size,
@@ -137,4 +141,6 @@ def _write(target: Path, photo: Photo, result: Anonymized, coding: Mapping[str, 
         photo.icc_profile,
         jpeg_quality=coding["jpeg_quality"],
         subsampling=coding["jpeg_subsampling"],
+        traits=photo.traits,
+        opaque=result.boxes,
     )

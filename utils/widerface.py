@@ -82,7 +82,8 @@ def photo_path(images_dir: Path, relative: str) -> Path:
     """
     fault = _path_fault(relative)
     path = images_dir / relative
-    if fault is None and not path.resolve().is_relative_to(images_dir.resolve()):
+    # Not Path.resolve: it raises RuntimeError where a link leads to itself.
+    if fault is None and not Path(os.path.realpath(path)).is_relative_to(images_dir.resolve()):
         fault = "it leads out of the images folder"
     if fault is not None:
         raise LabelError(f"{images_dir}: photo path {relative!r} refused: {fault}")
