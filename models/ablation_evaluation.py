@@ -15,9 +15,10 @@ out as the same weights, bit for bit, share a detector.
 
 The distance S of each generator's faces to the blur, on validation photos, tells what L_rev is for.
 
---preset small takes half an hour on two CPU cores (--jobs 2). It is short: it can tell that a part
-is vital, not what a little more of it would bring. --preset full is meant for a GPU (--workers N to
-feed it). All that is done stays in the results folder; started again, the command goes on.
+--preset small takes half an hour on two CPU cores (--jobs 2). It is short: where the whole recipe
+closes hardly any of the gap from Gaussian blur to clean, the results say that there is nothing to
+rank. --preset full is meant for a GPU (--workers N to feed it) and has not been run yet. All that
+is done stays in the results folder; started again, the command goes on.
 """
 
 from __future__ import annotations

@@ -21,6 +21,10 @@ Key = tuple[str, int]
 SHARES = {"kept": "Share of the clean AP kept", "closed": "Share of the gap from Gaussian closed"}
 
 
+TELLING_SHARE = 0.1
+"""Share of the gap that the whole recipe must close for the detectors' table to rank its parts."""
+
+
 @dataclass(frozen=True)
 class Ablation:
     """What was measured.
@@ -134,6 +138,7 @@ def markdown(ablation: Ablation, summary: Mapping[str, Mapping[str, Mapping[str,
     return "\n\n".join(
         [
             verdict(detectors),
+            *_floor_remarks(ablation),
             "**Detectors, tested on clean photos**",
             markdown_table(header, rows),
             "**Generators**",
@@ -203,6 +208,24 @@ def _remarks(ablation: Ablation) -> list[str]:
     ]
 
 
+def _floor_remarks(ablation: Ablation) -> list[str]:
+    """A warning where the whole recipe is too near to plain blur for its parts to be told apart."""
+    detectors = ablation.detectors
+    closed = summarise(detectors.aps(detectors.judged))[FULL]["closed"][0]
+    if closed >= TELLING_SHARE:
+        return []
+    reason = (
+        "between Gaussian blur and clean photos there is no gap"
+        if math.isnan(closed)
+        else f"the whole recipe closes {spread_text((closed, math.nan), percent=True)} of the gap"
+    )
+    return [
+        f"**Nothing to rank: {reason} on {detectors.judged}. Below {TELLING_SHARE:.0%} the "
+        "detectors cannot tell what a part is worth; the table of the generators says how those "
+        "differ.**"
+    ]
+
+
 def _twin_remarks(ablation: Ablation) -> list[str]:
     """Which generators are the same, bit for bit."""
     same = [
@@ -213,9 +236,9 @@ def _twin_remarks(ablation: Ablation) -> list[str]:
     if not same:
         return []
     return [
-        f"The same weights to the bit, and so one detector for both: {'; '.join(same)}. Without "
-        "the second-order term L_cycl has no gradient, so that nothing else is to be expected of "
-        "those two."
+        f"The same weights to the bit, and so one detector for both: {'; '.join(same)}. "
+        "`without-second-order` and `without-cycl` have to be: without the second-order term "
+        "L_cycl has no gradient."
     ]
 
 
@@ -227,6 +250,6 @@ def _budget_remarks(ablation: Ablation) -> list[str]:
         return []
     steps = sum(one["steps"]["generator"] for one in whole)
     return [
-        f"In the whole recipe L_rev was above 0 on {sum(held)} of {steps} generator steps; on the "
-        "others every photo of the batch was within the budget, and the objective idle."
+        f"In the whole recipe L_rev was above 0 on {sum(held)} of {steps} generator steps; on all "
+        "others every photo of the batch was within the budget, and it had no gradient."
     ]
