@@ -19,6 +19,11 @@ on clean validation photos. The first is meant for a GPU, the second for two CPU
     python evaluate.py artifacts --variants clean gaussian mosaic black dartblur --seeds 0 1 2
     python evaluate.py artifacts --preset small --jobs 2 --name artifacts_small
 
+What each part of the generator's training is worth: short generators without it, and detectors
+trained on what they draw; half an hour on two CPU cores; it goes on where it was stopped:
+
+    python evaluate.py ablation --jobs 2
+
 What a detector trained on clean photos finds on anonymised ones; how far a redrawn face is from
 the blurred and the clean one:
 
@@ -55,6 +60,7 @@ import cv2
 import torch
 
 from models import (
+    ablation_evaluation,
     accessibility_evaluation,
     artifact_evaluation,
     detector_evaluation,
@@ -72,6 +78,7 @@ class EvaluationError(Exception):
 COMMANDS: dict[str, tuple[ModuleType, str]] = {
     "detection": (detector_evaluation, "WIDER FACE's official AP of a detector"),
     "artifacts": (artifact_evaluation, "detectors trained on each variant of the photos"),
+    "ablation": (ablation_evaluation, "short generators without one part of the recipe each"),
     "accessibility": (accessibility_evaluation, "faces that are found on anonymised photos"),
     "review": (review_evaluation, "redrawn faces against blurred and clean ones"),
     "privacy": (privacy_evaluation, "people recognised on anonymised and on restored photos"),
@@ -147,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except torch.cuda.OutOfMemoryError:
         print(
             "evaluate.py: the GPU's memory does not suffice; lower --longest-side, or for "
-            "artifacts --jobs or train_detector.batch_size",
+            "artifacts and ablation --jobs or a batch_size",
             file=sys.stderr,
         )
         return 1

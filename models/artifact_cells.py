@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,10 @@ import torch
 from models.detector_evaluation import curve_values, predict_photos
 from models.retinaface import RetinaFace
 from models.training_loop import run_training
-from models.training_setup import build_training
+from models.training_setup import build_training, photo_run_settings
 from models.weights import build_retinaface
 from utils.device import pick_device
+from utils.jobs import run_jobs
 from utils.provenance import provenance
 from utils.results import write_json
 from utils.run_dir import RunDirectory, RunError
@@ -40,6 +41,7 @@ class Cell:
 
     settings: of the training run, as `cell_settings` makes them.
     images_dir, ground_truth, longest_side: the clean test photos and how they are searched.
+    curve_points: of the learning curve, at most.
     """
 
     variant: str
@@ -49,6 +51,7 @@ class Cell:
     images_dir: Path
     ground_truth: Mapping[str, PhotoFaces]
     longest_side: int
+    curve_points: int = CURVE_POINTS
 
     @property
     def label(self) -> str:
@@ -66,36 +69,42 @@ def cell_settings(
     """
     recipe = config["train_detector"]
     kept = {"checkpoint_every": NEVER, "keep_checkpoints": recipe["epochs"], "pictures_every": 0}
-    return {
-        "model": "detector",
-        "images": "images",
-        "seed": seed,
-        "data": None,
-        "blurred": None,
-        "photos": str(photos.resolve()),
-        "labels": str(labels.resolve()),
-        "critic": None,
-        "init": None,
-        "backbone": None if backbone is None else str(backbone.resolve()),
-        "config": {**config, "train_detector": {**recipe, **kept}},
-    }
+    config = {**config, "train_detector": {**recipe, **kept}}
+    return photo_run_settings("detector", photos, labels, seed, config, backbone=backbone)
 
 
-def curve_epochs(epochs: int) -> list[int]:
-    """After which epochs a detector is tested: the last, and up to four more before it."""
-    points = min(CURVE_POINTS, epochs)
+def curve_epochs(epochs: int, points: int = CURVE_POINTS) -> list[int]:
+    """After which epochs a detector is tested: the last, and up to `points` - 1 before it."""
+    points = min(points, epochs)
     return [round(epochs * (point + 1) / points) for point in range(points)]
 
 
-def read_cell(folder: Path) -> dict[str, Any] | None:
+def read_cell(folder: Path, name: str = "cell.json") -> dict[str, Any] | None:
     """What a finished cell has left (see `run_cell`); None of one that is not finished."""
-    file = folder / "cell.json"
+    file = folder / name
     if not file.exists():
         return None
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except ValueError:
         raise RunError(f"{file}: broken; delete its folder to run the cell again") from None
+
+
+def run_unfinished(
+    function: Callable[..., None],
+    cells: Sequence[Any],
+    device_name: str,
+    workers: int,
+    at_once: int,
+    name: str = "cell.json",
+) -> None:
+    """Call `function(cell, device_name, workers, quiet)` for cells whose folder lacks file `name`.
+
+    `at_once` of them side by side; without progress bars where that is more than one.
+    """
+    unfinished = [cell for cell in cells if read_cell(cell.folder, name) is None]
+    jobs = [(cell, device_name, workers, at_once > 1) for cell in unfinished]
+    run_jobs(function, jobs, at_once)
 
 
 def run_cell(cell: Cell, device_name: str, workers: int, quiet: bool) -> None:
@@ -106,21 +115,29 @@ def run_cell(cell: Cell, device_name: str, workers: int, quiet: bool) -> None:
     `models.detector_evaluation.curve_values`) of the trained detector, `provenance`. `quiet` hides
     the progress bars. Raises what `run_training` and `build_training` raise, or `RunError`.
     """
+    with without_bars(quiet):
+        _run_cell(cell, pick_device(device_name), workers)
+
+
+@contextlib.contextmanager
+def without_bars(quiet: bool = True) -> Iterator[None]:
+    """Hide the progress bars of what runs inside, if `quiet`."""
     with contextlib.ExitStack() as stack:
         if quiet:
             nowhere = stack.enter_context(Path(os.devnull).open("w", encoding="utf-8"))
             stack.enter_context(contextlib.redirect_stderr(nowhere))
-        _run_cell(cell, pick_device(device_name), workers)
+        yield
 
 
 def _run_cell(cell: Cell, device: torch.device, workers: int) -> None:
     print(f"{cell.label}: training", flush=True)
-    run = _open_run(cell)
+    run = open_run(cell.folder, cell.settings)
     setup = build_training(cell.settings, device, run.load())
     run_training(setup.training, setup.samples, setup.schedule, run, device, workers)
     batches = len(setup.samples) // setup.schedule.batch_size
     points = []
-    for epoch in curve_epochs(cell.settings["config"]["train_detector"]["epochs"]):
+    epochs = cell.settings["config"]["train_detector"]["epochs"]
+    for epoch in curve_epochs(epochs, cell.curve_points):
         step = epoch * batches
         detector = _detector_at(run, step).to(device)
         found = predict_photos(
@@ -131,7 +148,6 @@ def _run_cell(cell: Cell, device: torch.device, workers: int) -> None:
         points.append({"epoch": epoch, "step": step, "ap": aps})
         text = ", ".join(f"{name} {ap:.4f}" for name, ap in aps.items())
         print(f"{cell.label}: AP after {epoch} epochs: {text}", flush=True)
-    log = (run.path / "stats.jsonl").read_text(encoding="utf-8").splitlines()
     write_json(
         cell.folder / "cell.json",
         {
@@ -139,7 +155,7 @@ def _run_cell(cell: Cell, device: torch.device, workers: int) -> None:
             "seed": cell.seed,
             "photos": len(setup.samples),
             "steps": step,
-            "seconds": round(sum(json.loads(line)["seconds"] for line in log), 1),
+            "seconds": round(sum(line["seconds"] for line in read_log(run)), 1),
             "points": points,
             "curves": {name: curve_values(curve) for name, curve in curves.items()},
             "provenance": provenance(),
@@ -152,12 +168,19 @@ def _run_cell(cell: Cell, device: torch.device, workers: int) -> None:
             file.unlink()
 
 
-def _open_run(cell: Cell) -> RunDirectory:
-    if not (cell.folder / "config.yaml").exists():
+def open_run(folder: Path, settings: dict[str, Any]) -> RunDirectory:
+    """Open the run that was begun in `folder`, or begin it."""
+    if not (folder / "config.yaml").exists():
         # What a kill at the start has left has no step in it.
-        shutil.rmtree(cell.folder, ignore_errors=True)
-        return RunDirectory.create(cell.folder, cell.settings)
-    return RunDirectory.open(cell.folder)
+        shutil.rmtree(folder, ignore_errors=True)
+        return RunDirectory.create(folder, settings)
+    return RunDirectory.open(folder)
+
+
+def read_log(run: RunDirectory) -> list[dict[str, Any]]:
+    """The lines of a run's `stats.jsonl`, a step each."""
+    lines = (run.path / "stats.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
 
 
 def _checkpoint(run: RunDirectory, step: int) -> Path:

@@ -38,7 +38,7 @@ from pathlib import Path
 
 import torch
 
-from models.artifact_cells import Cell, cell_settings, read_cell, run_cell
+from models.artifact_cells import Cell, cell_settings, read_cell, run_cell, run_unfinished
 from models.artifact_report import Measured, artifact_results
 from models.detection import DetectionError
 from models.detector_evaluation import add_longest_side, data_text
@@ -51,7 +51,7 @@ from utils.config import CONFIG, ConfigError, load_config
 from utils.device import DeviceError, pick_device
 from utils.face_dataset import DataError, labelled_source
 from utils.image_files import PhotoError
-from utils.jobs import JobError, run_jobs
+from utils.jobs import JobError
 from utils.provenance import file_digest, path_text, provenance
 from utils.results import ResultsError, hold_settings, write_results
 from utils.run_dir import RunError
@@ -136,19 +136,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--variants", nargs="+", choices=VARIANTS, metavar="NAME", help="of those above (preset's)"
     )
-    parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="(preset's)")
     parser.add_argument(
         "--init",
         choices=["imagenet", "scratch"],
         default="imagenet",
         help="start of the detectors: --backbone, or random numbers (%(default)s)",
-    )
-    parser.add_argument(
-        "--backbone",
-        type=Path,
-        default=BACKBONE,
-        metavar="FILE",
-        help="ImageNet weights of MobileNet x0.25 (%(default)s)",
     )
     parser.add_argument(
         "--generator",
@@ -164,6 +156,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar=("A", "B"),
         help="generators trained on fold0.txt and on fold1.txt",
+    )
+    add_training_arguments(parser)
+
+    def check(options: argparse.Namespace) -> None:
+        if "clean" not in (options.variants or ("clean",)):
+            parser.error("--variants must hold clean: the others are compared with it")
+        if options.fold_weights and options.folds == 1:
+            parser.error(f"--fold-weights goes with --folds {FOLDS}")
+        if options.fold_weights and options.generator != GENERATOR:
+            parser.error("--generator means nothing beside --fold-weights")
+        if options.init == "scratch" and options.backbone != BACKBONE:
+            parser.error("--backbone means nothing beside --init scratch")
+        check_training_arguments(options, parser)
+
+    parser.set_defaults(check=check)
+
+
+def add_training_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what every measurement reads that trains detectors at a preset's size."""
+    parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="(preset's)")
+    parser.add_argument(
+        "--backbone",
+        type=Path,
+        default=BACKBONE,
+        metavar="FILE",
+        help="ImageNet weights of MobileNet x0.25 (%(default)s)",
     )
     add_longest_side(parser, None)
     parser.add_argument(
@@ -184,23 +202,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--workers", type=int, default=0, metavar="N", help="loader processes a job (%(default)s)"
     )
 
-    def check(options: argparse.Namespace) -> None:
-        if "clean" not in (options.variants or ("clean",)):
-            parser.error("--variants must hold clean: the others are compared with it")
-        if options.fold_weights and options.folds == 1:
-            parser.error(f"--fold-weights goes with --folds {FOLDS}")
-        if options.fold_weights and options.generator != GENERATOR:
-            parser.error("--generator means nothing beside --fold-weights")
-        if options.init == "scratch" and options.backbone != BACKBONE:
-            parser.error("--backbone means nothing beside --init scratch")
-        if options.threads and options.jobs > 1:
-            parser.error("--threads is for one job; each of several has one thread")
-        if min(options.jobs, options.threads or 1) < 1 or options.workers < 0:
-            parser.error("--jobs and --threads must be 1 or more, --workers 0 or more")
-        if min(options.seeds or [0]) < 0:
-            parser.error("--seeds must be 0 or more")
 
-    parser.set_defaults(check=check)
+def check_training_arguments(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """End the program where the arguments of `add_training_arguments` contradict each other."""
+    if options.threads and options.jobs > 1:
+        parser.error("--threads is for one job; each of several has one thread")
+    if min(options.jobs, options.threads or 1) < 1 or options.workers < 0:
+        parser.error("--jobs and --threads must be 1 or more, --workers 0 or more")
+    if min(options.seeds or [0]) < 0:
+        parser.error("--seeds must be 0 or more")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -231,11 +241,8 @@ def run(options: argparse.Namespace) -> None:
     listed = read_ground_truth(options.data / "ground_truth")
     ground_truth = photos_present(listed, images_dir)
 
-    if backbone is not None and not backbone.is_file():
-        raise WeightsError(
-            f"{backbone}: no such weight file; ImageNet weights of MobileNet x0.25 come with the "
-            "PyTorch ports of RetinaFace: name them with --backbone, or take --init scratch"
-        )
+    if backbone is not None:
+        require_backbone(backbone, ", or take --init scratch")
 
     cells = []
     for seed in seeds:
@@ -270,13 +277,7 @@ def run(options: argparse.Namespace) -> None:
         for variant in variants
     ]
     write_variants(copies, options.jobs)
-    unfinished = [cell for cell in cells if read_cell(cell.folder) is None]
-    quiet = options.jobs > 1
-    run_jobs(
-        run_cell,
-        [(cell, options.device, options.workers, quiet) for cell in unfinished],
-        options.jobs,
-    )
+    run_unfinished(run_cell, cells, options.device, options.workers, options.jobs)
 
     measured = Measured(
         cells=[read_cell(cell.folder) or {} for cell in cells],
@@ -300,6 +301,15 @@ def run(options: argparse.Namespace) -> None:
     results = artifact_results(measured, data_text(images_dir, ground_truth, listed))
     write_results(folder, results, provenance(PACKAGES))
     print(f"{folder / 'results.md'}: {len(cells)} detectors, {len(ground_truth)} test photos")
+
+
+def require_backbone(file: Path, instead: str = "") -> None:
+    """Raise `WeightsError` where the ImageNet weights are missing; `instead`: what else helps."""
+    if not file.is_file():
+        raise WeightsError(
+            f"{file}: no such weight file; ImageNet weights of MobileNet x0.25 come with the "
+            f"PyTorch ports of RetinaFace: name them with --backbone{instead}"
+        )
 
 
 def write_folds(folder: Path, photos: Sequence[LabelledPhoto]) -> None:

@@ -125,7 +125,7 @@ def _curve(values: Mapping[str, Any]) -> PrecisionRecall:
 
 def markdown(measured: Measured, summary: Mapping[str, Mapping[str, Mapping[str, Spread]]]) -> str:
     """The verdict, a table for each quantity, and how it was measured."""
-    blocks = [_verdict(measured)]
+    blocks = [verdict(measured)]
     for quantity, heading in HEADINGS.items():
         rows = [
             [
@@ -142,7 +142,8 @@ def markdown(measured: Measured, summary: Mapping[str, Mapping[str, Mapping[str,
     return "\n\n".join([*blocks, *_remarks(measured)])
 
 
-def _verdict(measured: Measured) -> str:
+def verdict(measured: Measured) -> str:
+    """Whether the clean-trained detectors are good enough, in a sentence."""
     stated = f"{measured.minimum_clean_ap:g} on {measured.judged}"
     if measured.is_valid:
         return (

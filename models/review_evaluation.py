@@ -125,6 +125,7 @@ def compared(
     photos: Sequence[Any],
     methods: Mapping[str, Anonymizer],
     config: Mapping[str, Any],
+    pairs: Mapping[str, tuple[str, str]] = PAIRS,
 ) -> Iterator[dict[str, Similarity]]:
     """Each pair's similarity, photo by photo; photos without a usable face are passed over."""
     for labelled in tqdm(photos, desc="review", unit="photo"):
@@ -147,7 +148,7 @@ def compared(
         versions["coded"] = jpeg_coded(versions["gaussian"], config["blur"]["jpeg_quality"])
         yield {
             pair: similarity(versions[one], versions[other], mask)
-            for pair, (one, other) in PAIRS.items()
+            for pair, (one, other) in pairs.items()
         }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,11 +48,7 @@ def build_training(
     recipe = config[f"train_{settings['model']}"]
     source = training_source(settings)
     batch_size, processes = recipe["batch_size"], process_count()
-    if len(source.photos) < batch_size:
-        raise DataError(
-            f"{len(source.photos)} photos make no batch of {batch_size}; "
-            f"lower train_{settings['model']}.batch_size"
-        )
+    require_batch(settings["model"], len(source.photos), config)
     begun_on = (state or {}).get("photos", len(source.photos))
     if begun_on != len(source.photos):
         raise DataError(
@@ -83,6 +80,41 @@ def build_training(
     warm_start = not settings["init"]
     training = GeneratorTraining(generator, critic, config, device, warm_start)
     return Setup(training, generator_samples(source, settings["seed"], config), schedule)
+
+
+def require_batch(model: str, photos: int, config: Mapping[str, Any]) -> None:
+    """Raise `DataError` where so many photos make no batch of `model`'s training."""
+    batch_size = config[f"train_{model}"]["batch_size"]
+    if photos < batch_size:
+        raise DataError(
+            f"{photos} photos make no batch of {batch_size}; lower train_{model}.batch_size"
+        )
+
+
+def photo_run_settings(
+    model: str,
+    photos: Path,
+    labels: Path,
+    seed: int,
+    config: Mapping[str, Any],
+    **weights: Path | None,
+) -> dict[str, Any]:
+    """Settings of a run on a folder of labelled photos, as train.py writes them.
+
+    `weights`: the files that `critic`, `init` and `backbone` name, where there are any.
+    """
+    files = {name: weights.get(name) for name in ("critic", "init", "backbone")}
+    return {
+        "model": model,
+        "images": "images",
+        "seed": seed,
+        "data": None,
+        "blurred": None,
+        "photos": str(photos.resolve()),
+        "labels": str(labels.resolve()),
+        **{name: None if path is None else str(path.resolve()) for name, path in files.items()},
+        "config": dict(config),
+    }
 
 
 def start_detector(settings: dict[str, Any], state: dict[str, Any] | None) -> RetinaFace:

@@ -9,7 +9,7 @@ import pytest
 
 from tests.batches import generator_samples, same
 from utils.face_dataset import labelled_source, run_loader
-from utils.sampling import BatchOrder, Pass
+from utils.sampling import BatchOrder, Pass, spaced
 
 # Two epochs of one stage, a short pass in between, and another stage of the first epoch.
 PASSES = [Pass("adversary", 0, 0, 5), Pass("moments", 0, 4, 2), Pass("generator", 0, 3, 5)]
@@ -83,3 +83,19 @@ def test_a_worker_process_loads_the_same_batches(
         assert same(a, b)
         assert a.names == [source.photos[index].path for _, _, index in places]
         np.testing.assert_array_equal(a.images[1].permute(1, 2, 0), samples[places[1]][0][0])
+
+
+def test_spaced_takes_items_from_all_over() -> None:
+    assert spaced("abcdefgh", 4) == ["a", "c", "e", "g"]
+    assert spaced("abcdefgh", 4, 0.5) == ["b", "d", "f", "h"]
+    assert spaced(range(10), 3) == [0, 3, 6]
+    assert spaced(range(3), 5) == spaced(range(3), None) == [0, 1, 2]
+    assert spaced([], 5) == []
+
+
+@pytest.mark.parametrize("total", [2, 7, 100, 1582, 12880])
+@pytest.mark.parametrize("count", [1, 3, 320, 6440])
+def test_spaced_shares_nothing_with_its_shift(total: int, count: int) -> None:
+    count = min(count, total // 2)
+    both = spaced(range(total), count) + spaced(range(total), count, 0.5)
+    assert len(set(both)) == 2 * count

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from torch.utils.data import Sampler
 
 Position = tuple[int, int, int]
 """Stage, epoch and index of a sample."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -55,3 +58,13 @@ class BatchOrder(Sampler[list[Position]]):
                 mine = order[start + self.rank : start + self.batch_size : self.processes]
                 yield [(stage, epoch, int(index)) for index in mine]
             first = 0
+
+
+def spaced(items: Sequence[T], count: int | None, shift: float = 0.0) -> list[T]:
+    """`count` of the items at even distances; all where there are no more, or for None.
+
+    `shift`: where to begin, as a share of the distance, below 1. Where `items` are twice `count` or
+    more, shifts of 0 and 0.5 have none in common.
+    """
+    count = len(items) if count is None else min(count, len(items))
+    return [items[int((index + shift) * len(items) / count)] for index in range(count)]
