@@ -14,9 +14,14 @@ format of the original, upright, with its colour profile and no other metadata; 
 boxes they hold the original's pixels. Originals are never written to. Boxes come from
 
     --boxes detector         RetinaFace, enlarged by detect.enlarge; default without --labels
-    --boxes labels           the label file (WIDER FACE's or RetinaFace's format, paths relative
-                             to the folder); a photo that it does not list fails; default with it
-    --boxes detect-missing   the label file, and RetinaFace for photos that it does not list
+    --boxes labels           --labels; a photo that they do not list fails; default with --labels
+    --boxes both             --labels, and on each photo that they list RetinaFace as well: what
+                             either knows is hidden; a photo that they do not list fails
+    --boxes detect-missing   --labels, and RetinaFace for the photos that they do not list
+
+--labels takes WIDER FACE's or RetinaFace's text, COCO's JSON (bbox, in pixels), or YOLO's folder of
+.txt files, where e/a.txt is of the photo e/a.jpg. Paths are relative to PATH, boxes hold for the
+upright photo. All classes of COCO and YOLO are hidden unless --label-classes names some.
 
 When in doubt there is no copy: a photo that is broken, that no label lists, whose label lies
 outside of it, or whose faces the network could not redraw is named at the end and gets no output;
@@ -46,7 +51,8 @@ from utils.boxes import xyxy_to_xywh
 from utils.config import CONFIG, ConfigError, check_limits, load_config
 from utils.device import DeviceError, pick_device
 from utils.image_files import PhotoError, read_photo, write_photo
-from utils.manifest import Entry, Manifest
+from utils.label_files import read_label_source
+from utils.manifest import Entry, Manifest, listed_scores
 from utils.outputs import (
     Batch,
     Job,
@@ -58,7 +64,7 @@ from utils.outputs import (
     named_trees,
     wider_trees,
 )
-from utils.widerface import LabelError, find_labels, read_labels
+from utils.widerface import LabelError, find_labels
 
 FAILED, UNUSABLE, INTERRUPTED = 1, 2, 130
 
@@ -72,7 +78,7 @@ START_ERRORS = (
     WeightsError,
 )
 FILE_ERRORS = (OSError, OutputError, PhotoError)  # their messages name the file
-FACE_ERRORS = (AnonymizeError, DetectionError, RedrawError)
+FACE_ERRORS = (AnonymizeError, DetectionError, LabelError, RedrawError)
 
 
 @dataclass
@@ -132,7 +138,8 @@ def anonymize_photo(job: Job, output: Path, anonymizer: Anonymizer) -> Entry:
         if job.fault is not None:
             raise PhotoError(f"{job.photo}: {job.fault}")
         photo = read_photo(job.photo)
-        result = anonymizer(photo.pixels, job.boxes)
+        boxes = job.boxes_on(*photo.pixels.shape[:2])
+        result = anonymizer(photo.pixels, boxes, detect=job.detects)
         write_photo(
             target,
             result.pixels,
@@ -152,10 +159,10 @@ def anonymize_photo(job: Job, output: Path, anonymizer: Anonymizer) -> Entry:
         "done",
         method,
         output=job.relative,
-        source="detector" if job.boxes is None else "labels",
+        source="detector" if job.boxes is None else job.source,
         faces=len(result.boxes),
         boxes=xyxy_to_xywh(result.boxes).round(3).tolist(),
-        scores=None if result.scores is None else result.scores.round(4).tolist(),
+        scores=None if result.scores is None else listed_scores(result.scores),
         flags=result.flags,
     )
 
@@ -179,9 +186,10 @@ def plan(options: argparse.Namespace) -> list[Batch]:
     check_outputs([tree for tree, _ in trees])
     batches: dict[Path, Batch] = {}
     for tree, file in trees:
-        labels = read_labels(file) if file is not None else None
-        jobs = jobs_of(tree, labels, detect_missing=options.boxes == "detect-missing")
+        labels = read_label_source(file, tree.photos, options.label_classes) if file else None
+        jobs = jobs_of(tree, labels, options.boxes == "detect-missing", options.boxes == "both")
         batch = batches.setdefault(tree.output, Batch(tree.output))
+        batch.notes += labels.notes if labels else []
         batch.jobs += jobs
         named_anyway = {job.relative for job in jobs}
         batch.others += [
@@ -195,6 +203,8 @@ def plan(options: argparse.Namespace) -> list[Batch]:
 
 def print_summary(report: Report, batches: Sequence[Batch]) -> None:
     """Name what got no copy on stderr, then say in one line on stdout what was done."""
+    for note in [note for batch in batches for note in batch.notes]:
+        print(note, file=sys.stderr)
     others = [other.photo for batch in batches for other in batch.others]
     for photo in others:
         print(f"skipped, cannot read this type: {photo}", file=sys.stderr)
@@ -221,9 +231,18 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--data", type=Path, help="WIDER FACE tree, without PATH (default: data/widerface)"
     )
     parser.add_argument("--method", choices=METHODS, default="dartblur", help="%(default)s")
-    parser.add_argument("--labels", type=Path, metavar="FILE", help="face boxes of the PATH folder")
     parser.add_argument(
-        "--boxes", choices=["labels", "detect-missing", "detector"], help="see above"
+        "--labels", type=Path, metavar="PLACE", help="face boxes of the PATH folder, see above"
+    )
+    parser.add_argument(
+        "--boxes", choices=["labels", "both", "detect-missing", "detector"], help="see above"
+    )
+    parser.add_argument(
+        "--label-classes",
+        action="append",
+        default=[],
+        metavar="CLASS",
+        help="COCO category (name or id) or YOLO class number to hide; may be repeated (all)",
     )
     parser.add_argument("--score", type=float, help="lowest face probability (detect.score)")
     parser.add_argument("--jpeg-quality", type=int, help="of the copies (output.jpeg_quality)")
@@ -253,8 +272,10 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--labels goes with one PATH that is a folder")
     if options.labels and options.boxes == "detector":
         parser.error("--labels and --boxes detector contradict each other")
-    if options.paths and not options.labels and options.boxes in ("labels", "detect-missing"):
+    if options.paths and not options.labels and options.boxes not in (None, "detector"):
         parser.error(f"--boxes {options.boxes} needs --labels")
+    if options.label_classes and not options.labels:
+        parser.error("--label-classes needs --labels")
     options.data = options.data or Path("data/widerface")
     return options
 
@@ -277,7 +298,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = read_config(options)
         device = pick_device(options.device)
         batches = plan(options)
-        detects = any(job.boxes is None and not job.fault for b in batches for job in b.jobs)
+        detects = any(job.detects and not job.fault for b in batches for job in b.jobs)
         anonymizer = load_anonymizer(
             options.method, config, device, options.weights, options.detector if detects else None
         )

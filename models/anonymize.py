@@ -8,6 +8,7 @@ From Python, with the weights in this repository:
     anonymizer = load_anonymizer("dartblur", load_config())
     hidden = anonymizer(image).pixels            # image: uint8 [H, W, 3] RGB
     hidden = anonymizer(image, boxes).pixels     # boxes: [N, 4] as (x1, y1, x2, y2)
+    hidden = anonymizer(image, boxes, detect=True).pixels    # those, and what the detector finds
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from models.redraw import redraw
 from models.retinaface import RetinaFace
 from models.weights import DETECTOR, GENERATOR, load_retinaface, load_weights
 from utils.blur import black, face_mask, gaussian_blur, mosaic
-from utils.boxes import Boxes, as_boxes, enlarge, outside_message, pixel_boxes, usable
+from utils.boxes import Boxes, as_boxes, enlarge, outside_message, pixel_boxes, unite, usable
 from utils.image_files import Pixels, jpeg_coded
 
 METHODS = ("dartblur", "gaussian", "mosaic", "black")
@@ -46,7 +47,8 @@ class Anonymized:
 
     pixels: uint8 [H, W, 3] RGB, outside the boxes those of the original to the bit.
     boxes: float64 [N, 4] as (x1, y1, x2, y2), the regions that were hidden.
-    scores: float64 [N], the detector's face probabilities; None for given boxes.
+    scores: float64 [N], the detector's face probabilities, NaN for given boxes; None where the
+        detector was not asked.
     flags: what a reviewer should know, in this order: "empty_box" (a box of size zero was
         passed over), "tiny_box" (a box too small for the blur was filled with its mean colour
         first), "flat_box" (a box holds one colour, so that no change could be asked for),
@@ -64,7 +66,7 @@ class Anonymized:
 class Anonymizer:
     """One way to anonymise photos: a method with the networks and numbers that it needs.
 
-    `generator` and `detector` in eval mode; the detector only for photos without given boxes.
+    `generator` and `detector` in eval mode; the detector only for photos that are to be searched.
     `config`: as `utils.config.load_config` returns it.
     """
 
@@ -73,22 +75,37 @@ class Anonymizer:
     generator: nn.Module | None = None
     detector: RetinaFace | None = None
 
-    def __call__(self, image: Pixels, boxes: ArrayLike | None = None) -> Anonymized:
+    def __call__(
+        self, image: Pixels, boxes: ArrayLike | None = None, detect: bool = False
+    ) -> Anonymized:
         """Hide the faces at `boxes`, or those that the detector finds where it is None.
 
-        `image`: uint8 [H, W, 3] RGB. `boxes`: [N, 4] as (x1, y1, x2, y2) in pixels. Raises
-        `AnonymizeError`, `DetectionError` or `RedrawError`; there is no result then.
+        `image`: uint8 [H, W, 3] RGB. `boxes`: [N, 4] as (x1, y1, x2, y2) in pixels. `detect`:
+        search for faces also where boxes are given, and hide the union (`utils.boxes.unite`).
+        Raises `AnonymizeError`, `DetectionError` or `RedrawError`; there is no result then.
         """
-        scores = None
-        if boxes is None:
-            if self.detector is None:
-                raise ValueError("no boxes given, and this anonymizer has no detector")
-            boxes, scores = find_faces(self.detector, image, self.config)
+        boxes, scores = self._boxes(image, boxes, detect)
         pixels, hidden, flags = anonymize(image, boxes, self.method, self.config, self.generator)
-        boxes = as_boxes(boxes)
         if scores is not None and max(image.shape[:2]) > self.config["detect"]["longest_side"]:
             flags.append("searched_reduced")
         return Anonymized(pixels, boxes[hidden], None if scores is None else scores[hidden], flags)
+
+    def _boxes(
+        self, image: Pixels, given: ArrayLike | None, detect: bool
+    ) -> tuple[Boxes, NDArray[np.float64] | None]:
+        """What is to be hidden, [N, 4], and the scores as in `Anonymized`."""
+        if given is not None:
+            boxes = as_boxes(given)
+            if not detect:
+                return boxes, None
+            _refuse_outside(boxes, image)  # before a found box could take one's place
+        if self.detector is None:
+            raise ValueError("this anonymizer has no detector to find faces with")
+        found, scores = find_faces(self.detector, image, self.config)
+        if given is None:
+            return found, scores
+        boxes, places = unite(boxes, found)
+        return boxes, np.append(scores, np.nan)[places]  # place -1, of a given box, is the NaN
 
 
 def load_anonymizer(
@@ -146,12 +163,8 @@ def anonymize(
     still shows a face's own pixels, `RedrawError` for a generator that returns NaN.
     """
     boxes = as_boxes(boxes)
-    height, width = image.shape[:2]
-    corners = pixel_boxes(boxes, height, width)
-    hidden = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-    outside = outside_message(boxes[hidden], height, width)
-    if outside:
-        raise AnonymizeError(outside)
+    corners = pixel_boxes(boxes, *image.shape[:2])
+    hidden = _refuse_outside(boxes, image)
     longest = (boxes[:, 2:] - boxes[:, :2]).max(axis=1, initial=0)
     tiny = hidden & (~usable(boxes) | (longest * config["blur"]["kernel_factor"] < 2))
 
@@ -172,6 +185,15 @@ def anonymize(
     is_flat = _check_hidden(image, result, corners[hidden])
     flags = {"empty_box": ~hidden, "tiny_box": tiny, "flat_box": is_flat}
     return result, hidden, [flag for flag, which in flags.items() if which.any()]
+
+
+def _refuse_outside(boxes: Boxes, image: Pixels) -> NDArray[np.bool_]:
+    """Refuse a box outside the photo; tell which have a size and are thus hidden. Bool [N]."""
+    hidden = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+    outside = outside_message(boxes[hidden], *image.shape[:2])
+    if outside:
+        raise AnonymizeError(outside)
+    return hidden
 
 
 def _dartblur(

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 import models.anonymize
-from models.anonymize import anonymize
+from models.anonymize import anonymize, load_anonymizer
 from models.generator import BlurGenerator
 from tests.photo_folders import picture
 from utils.blur import gaussian_blur
@@ -34,3 +34,21 @@ def test_boxes_too_small_for_the_blur_are_hidden_too(method: str) -> None:
     assert (pixels[50:53, 50:53] != image[50:53, 50:53]).any(axis=2).all()
     pixels[10:30, 10:11], pixels[50:53, 50:53] = image[10:30, 10:11], image[50:53, 50:53]
     np.testing.assert_array_equal(pixels, image)
+
+
+def test_labelled_boxes_are_checked_before_found_ones_could_hide_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    anonymizer = load_anonymizer("black", load_config())
+    image = picture(0)  # 120 x 100
+    found = np.array([[90.0, 20.0, 125.0, 60.0]]), np.array([0.9])  # enlarged, over the edge
+    monkeypatch.setattr(models.anonymize, "find_faces", lambda *arguments: found)
+    result = anonymizer(image, [[95, 30, 110, 50], [5, 5, 5, 20]], detect=True)
+    assert result.boxes.tolist() == found[0].tolist()
+    assert result.scores is not None
+    assert result.scores.tolist() == [0.9]
+    assert result.flags == ["empty_box"]
+    with pytest.raises(models.anonymize.AnonymizeError, match=r"121 30 3 20 .* lies outside"):
+        anonymizer(image, [[121, 30, 124, 50]], detect=True)
+    with pytest.raises(ValueError, match="no detector"):
+        load_anonymizer("black", load_config(), detector=None)(image, [], detect=True)
