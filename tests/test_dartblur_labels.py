@@ -52,7 +52,9 @@ def yolo_folder(folder: Path, labels: dict[str, list[str]]) -> Path:
         lines = []
         for row in rows:
             x, y, w, h = (float(field) for field in row.split())
-            lines.append(f"0 {(x + w / 2) / 120} {(y + h / 2) / 100} {w / 120} {h / 100}\n")
+            lines.append(
+                f"0 {(x + w / 2) / 120:.6f} {(y + h / 2) / 100:.6f} {w / 120:.6f} {h / 100:.6f}\n"
+            )
         path = (folder / name).with_suffix(".txt")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(lines))
@@ -82,14 +84,7 @@ def test_all_kinds_of_label_file_say_the_same(
         found = contents(tmp_path / name / "out")
         assert found.keys() == expected.keys()
         assert manifest(tmp_path / name / "out") == manifest(tmp_path / "retinaface" / "out")
-        if name == "coco":
-            assert all(found[photo] == expected[photo] for photo in LABELS)
-        for photo in ("a.png", "e 1/deep/b.png"):  # fractions may come to a pixel more
-            wanted = read_photo(tmp_path / "retinaface" / "out" / photo).pixels
-            pixels = read_photo(tmp_path / name / "out" / photo).pixels
-            differs = (pixels != wanted).any(axis=2)
-            assert (pixels[differs] == 0).all()
-            assert differs.sum() < 400
+        assert all(found[photo] == expected[photo] for photo in LABELS)
 
 
 def test_a_missing_yolo_file_is_not_listed_an_empty_one_is_no_face(

@@ -231,20 +231,18 @@ def test_yolo(tmp_path: Path) -> None:
     assert refusal(tmp_path, PHOTOS, ("face",)).endswith("no class 'face'; there are: 0, 1, 2")
 
 
-def test_yolo_fractions_cover_whole_pixels(tmp_path: Path) -> None:
-    """Six digits, as tools write them, bring no more than a rounding error."""
+def test_boxes_on_whole_pixels_come_back_whole(tmp_path: Path) -> None:
+    """Six digits, as tools write them, must not make a box hide a pixel more."""
     rng = np.random.default_rng(0)
-    sides = rng.integers(1, 20_000, (300, 2))
-    starts = (rng.random((300, 2)) * sides).astype(int)
-    ends = starts + 1 + (rng.random((300, 2)) * (sides - starts - 1)).astype(int)
-    photos = [f"{number}.jpg" for number in range(300)]
-    for number, (side, start, end) in enumerate(zip(sides, starts, ends, strict=True)):
-        row = np.concatenate([(start + end) / 2 / side, (end - start) / side])
-        write(tmp_path / f"{number}.txt", "0 " + " ".join(f"{value:.6f}" for value in row))
-    by_path = {photo.path: photo for photo in read_label_source(tmp_path, photos).photos}
-    for photo, side, start, end in zip(photos, sides, starts, ends, strict=True):
-        (box,) = by_path[photo].on(int(side[1]), int(side[0]))
-        assert np.abs(box - [*start, *end]).max() < 0.03
+    rows = []
+    for _ in range(300):
+        start = rng.integers(0, (1500, 1000))
+        end = start + 1 + rng.integers(0, 100, 2)
+        centre, sides = (start + end) / 2 / (1600, 1100), (end - start) / (1600, 1100)
+        rows.append(((*start, *end), " ".join(f"{value:.6f}" for value in (*centre, *sides))))
+    write(tmp_path / "a.txt", "".join(f"0 {row}\n" for _, row in rows))
+    (photo,) = read_label_source(tmp_path, ["a.jpg"]).photos
+    np.testing.assert_array_equal(photo.on(1100, 1600), [box for box, _ in rows])
 
 
 def test_yolo_files_and_photos_that_do_not_pair(tmp_path: Path) -> None:

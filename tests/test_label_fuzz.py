@@ -19,7 +19,7 @@ from utils.outputs import OutputError, PhotoTree, copy_path, jobs_of
 from utils.photo_labels import Labels
 from utils.widerface import LARGEST, LabelError
 
-FUZZ = settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+FUZZ = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 PHOTOS = ["a.jpg", "e/b.png", "c d.JPG", "c d.png", "e/é.webp"]
 STEMS = ["a", "e/b", "c d", "e/é", "classes", "other"]
@@ -29,7 +29,7 @@ numbers = st.one_of(
     st.floats(0, 1),
     st.floats(),
     st.integers(),
-    st.sampled_from([10**400, -(10**9), 1e308, 0.5, 1.0009, LARGEST, LARGEST + 1]),
+    st.sampled_from([10**400, -(10**9), 1e308, -0.0005, 1.0009, LARGEST, LARGEST + 1]),
 )
 names = st.one_of(
     st.sampled_from([*PHOTOS, "./a.jpg", "e//b.png", "../a.jpg", "/a.jpg", "C:a.jpg", "e\\b.png"]),
@@ -87,36 +87,49 @@ def read(path: Path, classes: tuple[str, ...] = ()) -> Labels | None:
     return labels
 
 
-def mostly(value: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    """Seldom something else: a file in which all is wrong is refused for the first of it."""
-    return st.integers(0, 19).flatmap(lambda chance: junk if chance == 0 else value)
+@st.composite
+def documents(draw: st.DrawFn) -> Any:
+    """COCO's JSON that is right but for odd names and numbers, and then one thing that is not.
 
-
-def objects(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    """Objects that mostly have all fields, in order, and mostly such values."""
-    whole = {name: mostly(value) for name, value in fields.items()}
-    return mostly(st.fixed_dictionaries(whole) | st.fixed_dictionaries({}, optional=whole))
+    A file in which much is wrong would be refused for the first of it.
+    """
+    files = draw(st.lists(st.sampled_from(PHOTOS) | names, max_size=3))
+    box = st.lists(st.integers(0, 140), min_size=4, max_size=4)
+    boxes = draw(st.lists(box | st.lists(numbers, min_size=4, max_size=4), max_size=3))
+    document: dict[str, Any] = {
+        "images": [
+            {"id": index, "file_name": name, "width": 200, "height": 150}
+            for index, name in enumerate(files)
+        ],
+        "annotations": [
+            {"id": index, "image_id": index % max(len(files), 1), "category_id": 1, "bbox": box}
+            for index, box in enumerate(boxes)
+        ],
+        "categories": [{"id": 0, "name": draw(st.text(max_size=4))}, {"id": 1, "name": "face"}],
+    }
+    if draw(st.booleans()):
+        holder: Any = document
+        while True:  # down to a random place
+            keys = list(holder) if isinstance(holder, dict) else list(range(len(holder)))
+            if not keys:
+                break
+            key = draw(st.sampled_from(keys))
+            if isinstance(holder[key], dict | list) and draw(st.integers(0, 3)):
+                holder = holder[key]
+                continue
+            if draw(st.booleans()):
+                holder[key] = draw(junk)
+            else:
+                del holder[key]
+            break
+    return document
 
 
 small = st.integers(0, 3)
-images = objects(id=small, file_name=names, width=st.just(200), height=st.just(150))
-annotations = objects(
-    id=st.integers(),
-    image_id=small,
-    category_id=small,
-    bbox=st.lists(numbers, min_size=4, max_size=4) | st.just([1, 2, 3, 4]),
-    iscrowd=st.integers(0, 1),
-)
-categories = objects(id=small, name=st.text(max_size=6))
-documents = objects(
-    images=st.lists(images, max_size=4),
-    annotations=st.lists(annotations, max_size=4),
-    categories=st.lists(categories, max_size=4),
-)
 
 
 @FUZZ
-@given(documents, st.booleans(), st.sampled_from([(), ("1",), ("face", "0")]))
+@given(documents(), st.booleans(), st.sampled_from([(), ("1",), ("face", "0")]))
 def test_any_json(document: Any, is_ascii: bool, classes: tuple[str, ...]) -> None:
     text = json.dumps(document, ensure_ascii=is_ascii)
     with folder() as place:
@@ -232,8 +245,9 @@ def test_what_was_written_is_read(photos: list[Any], width: int, height: int) ->
         for photo in read_label_source(place / "yolo", list(expected)).photos:
             box = xyxy_to_xywh(photo.on(height, width))
             box[:, :2] += box[:, 2:] / 2
-            wanted = np.array(fractions[photo.path]).reshape(-1, 4)
-            np.testing.assert_allclose(box / [width, height, width, height], wanted, atol=1e-9)
+            shape = [width, height, width, height]
+            wanted = np.array(fractions[photo.path]).reshape(-1, 4) * shape
+            np.testing.assert_allclose(box, wanted, atol=0.02)  # rounded to hundredths of a pixel
 
 
 @FUZZ

@@ -42,7 +42,10 @@ class PhotoLabels:
             )
         if not self.is_relative:
             return self.boxes
-        return self.boxes * np.array([width, height, width, height], dtype=np.float64)
+        boxes = self.boxes * np.array([width, height, width, height], dtype=np.float64)
+        # Files hold six digits. Without this a box drawn on whole pixels would reach a thousandth
+        # of a pixel further, and so hide a pixel more.
+        return boxes.round(2)
 
 
 @dataclass(frozen=True)
