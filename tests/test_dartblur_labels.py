@@ -169,7 +169,9 @@ def test_names_in_label_files_lead_nowhere_else(
         assert line.startswith(f"dartblur.py: error: {hostile}: image 1: file_name ")
     for name in ("manifest.jsonl", "manifest.jsonl.part", "a.txt"):
         line = refusal(capsys, *options, coco_file(hostile, {"a.png": [], name: []}))
-        assert line.endswith(f"photo path {name!r} refused: not named as a photo")
+        assert line.endswith(
+            f"{folder / name}: refused: a label names it, but it is not named as a photo"
+        )
     hostile.unlink()
     assert contents(tmp_path) == before
 

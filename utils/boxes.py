@@ -101,6 +101,6 @@ def unite(labelled: ArrayLike, found: ArrayLike) -> tuple[Boxes, NDArray[np.int6
 
 def _inside(inner: Boxes, outer: Boxes) -> NDArray[np.bool_]:
     """Tell which boxes of `inner` lie in one of `outer`, edges included. `[N]`."""
-    starts = inner[:, None, :2] >= outer[None, :, :2]  # [N, M, 2]
-    ends = inner[:, None, 2:] <= outer[None, :, 2:]
-    return np.asarray((starts & ends).all(axis=2).any(axis=1))
+    starts = np.all(inner[:, None, :2] >= outer[None, :, :2], axis=2)  # [N, M]
+    ends = np.all(inner[:, None, 2:] <= outer[None, :, 2:], axis=2)
+    return np.any(starts & ends, axis=1)

@@ -200,12 +200,17 @@ def jobs_of(
     jobs = [Job(tree.root / path, path, fault=fault) for path, fault in labels.faults.items()]
     for photo in labels.photos:
         relative, fault = PurePosixPath(photo.path).as_posix(), None
-        path = photo_path(tree.root, relative)
-        if path.suffix.lower() not in PHOTO_SUFFIXES | OTHER_SUFFIXES:  # manifest.jsonl, say
-            raise LabelError(f"{tree.root}: photo path {relative!r} refused: not named as a photo")
+        path = tree.root / relative
         if relative not in known:
+            path = photo_path(tree.root, relative)
+            if path.suffix.lower() not in PHOTO_SUFFIXES | OTHER_SUFFIXES:  # manifest.jsonl, say
+                raise LabelError(
+                    f"{path}: refused: a label names it, but it is not named as a photo"
+                )
             known_otherwise = "the folder has it under another name or behind a link"
             fault = known_otherwise if path.exists() else "no such file"
+        elif path.is_symlink():  # others were found inside; to resolve all takes long
+            photo_path(tree.root, relative)
         jobs.append(Job(path, relative, photo, fault, "both" if unite else "labels"))
     named = {job.relative for job in jobs}
     for relative in tree.photos:
