@@ -18,9 +18,14 @@ where, when and with which camera stays readable, and so do names of people in X
 never written to. Boxes come from
 
     --boxes detector         RetinaFace, enlarged by detect.enlarge; default without --labels
-    --boxes labels           the label file (WIDER FACE's or RetinaFace's format, paths relative
-                             to the folder); a photo that it does not list fails; default with it
-    --boxes detect-missing   the label file, and RetinaFace for photos that it does not list
+    --boxes labels           --labels; a photo that they do not list fails; default with --labels
+    --boxes both             --labels, and on each photo that they list RetinaFace as well: what
+                             either knows is hidden; a photo that they do not list fails
+    --boxes detect-missing   --labels, and RetinaFace for the photos that they do not list
+
+--labels takes WIDER FACE's or RetinaFace's text, COCO's JSON (bbox, in pixels), or YOLO's folder of
+.txt files, where e/a.txt is of the photo e/a.jpg. Paths are relative to PATH, boxes hold for the
+upright photo. All classes of COCO and YOLO are hidden unless --label-classes names some.
 
 When in doubt there is no copy: a photo that is broken, has several frames or pages or more pixels
 than input.max_megapixels, that no label lists, whose label lies
@@ -60,6 +65,7 @@ from typing import TYPE_CHECKING, Any
 from utils.config import CONFIG, ConfigError, check_limits, load_config
 from utils.hiding import METHODS
 from utils.image_files import PhotoError, shown
+from utils.label_files import read_label_source
 from utils.outputs import (
     Batch,
     Job,
@@ -72,7 +78,7 @@ from utils.outputs import (
 )
 from utils.photo_job import DISK_FULL, ON_NO_FACE, PhotoJob, Settings, anonymize_photo
 from utils.run_report import Display, Report
-from utils.widerface import LabelError, find_labels, read_labels
+from utils.widerface import LabelError, find_labels
 from utils.workers import InlinePool, WorkerPool, cores
 
 # Worker processes import this file: what imports PyTorch is imported where it is needed.
@@ -110,9 +116,10 @@ def plan(options: argparse.Namespace) -> list[Batch]:
     check_outputs([tree for tree, _ in trees])
     batches: dict[Path, Batch] = {}
     for tree, file in trees:
-        labels = read_labels(file) if file is not None else None
-        jobs = jobs_of(tree, labels, detect_missing=options.boxes == "detect-missing")
+        labels = read_label_source(file, tree.photos, options.label_classes) if file else None
+        jobs = jobs_of(tree, labels, options.boxes == "detect-missing", options.boxes == "both")
         batch = batches.setdefault(tree.output, Batch(tree.output))
+        batch.notes += labels.notes if labels else []
         batch.jobs += jobs
         named_anyway = {job.relative for job in jobs}
         batch.others += [
@@ -126,6 +133,8 @@ def plan(options: argparse.Namespace) -> list[Batch]:
 
 def print_summary(report: Report, batches: Sequence[Batch], options: argparse.Namespace) -> None:
     """Name what got no copy on stderr, then say in one line on stdout what was done."""
+    for note in [note for batch in batches for note in batch.notes]:
+        print(shown(note), file=sys.stderr)
     others = [other.photo for batch in batches for other in batch.others]
     if not options.quiet:
         for photo in others:
@@ -186,9 +195,18 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--data", type=Path, help="WIDER FACE tree, without PATH (default: data/widerface)"
     )
     parser.add_argument("--method", choices=METHODS, default="dartblur", help="%(default)s")
-    parser.add_argument("--labels", type=Path, metavar="FILE", help="face boxes of the PATH folder")
     parser.add_argument(
-        "--boxes", choices=["labels", "detect-missing", "detector"], help="see above"
+        "--labels", type=Path, metavar="PLACE", help="face boxes of the PATH folder, see above"
+    )
+    parser.add_argument(
+        "--boxes", choices=["labels", "both", "detect-missing", "detector"], help="see above"
+    )
+    parser.add_argument(
+        "--label-classes",
+        action="append",
+        default=[],
+        metavar="CLASS",
+        help="COCO category (name or id) or YOLO class number to hide; may be repeated (all)",
     )
     parser.add_argument("--score", type=float, help="lowest face probability (detect.score)")
     parser.add_argument("--jpeg-quality", type=int, help="of the copies (output.jpeg_quality)")
@@ -245,12 +263,14 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--labels goes with one PATH that is a folder")
     if options.labels and options.boxes == "detector":
         parser.error("--labels and --boxes detector contradict each other")
-    if options.paths and not options.labels and options.boxes in ("labels", "detect-missing"):
+    if options.paths and not options.labels and options.boxes not in (None, "detector"):
         parser.error(f"--boxes {options.boxes} needs --labels")
     if options.workers is not None and options.workers < 0:
         parser.error("--workers must be 0 or more")
     if not options.timeout > 0:
         parser.error("--timeout must be above 0")
+    if options.label_classes and not options.labels:
+        parser.error("--label-classes needs --labels")
     options.data = options.data or Path("data/widerface")
     return options
 
@@ -336,7 +356,7 @@ def run(
     """
     settings = Settings(options.method, config, options.on_no_face)
     jobs = [job for batch in batches for job in batch.jobs]
-    detects = any(job.boxes is None and not job.fault for job in jobs)
+    detects = any(job.detects and not job.fault for job in jobs)
     with ExitStack() as stack:
         # The processes come up while this one imports PyTorch.
         pool = worker_pool(options, len(jobs))

@@ -84,7 +84,7 @@ def _shipped() -> Anonymizer:
 class Anonymizer:
     """One way to anonymise photos: a method with the networks and numbers that it needs.
 
-    `generator` and `detector` in eval mode; the detector only for photos without given boxes.
+    `generator` and `detector` in eval mode; the detector only for photos that are to be searched.
     `config`: as `utils.config.load_config` returns it.
     """
 
@@ -93,13 +93,16 @@ class Anonymizer:
     generator: nn.Module | None = None
     detector: RetinaFace | None = None
 
-    def __call__(self, image: Pixels, boxes: ArrayLike | None = None) -> Anonymized:
+    def __call__(
+        self, image: Pixels, boxes: ArrayLike | None = None, detect: bool = False
+    ) -> Anonymized:
         """Hide the faces at `boxes`, or those that the detector finds where it is None.
 
-        `image`: uint8 [H, W, 3] RGB. `boxes`: [N, 4] as (x1, y1, x2, y2) in pixels. Raises
-        `AnonymizeError`, `DetectionError` or `RedrawError`; there is no result then.
+        `image`: uint8 [H, W, 3] RGB. `boxes`: [N, 4] as (x1, y1, x2, y2) in pixels. `detect`:
+        search for faces also where boxes are given, and hide the union (`utils.boxes.unite`).
+        Raises `AnonymizeError`, `DetectionError` or `RedrawError`; there is no result then.
         """
-        steps = find_and_hide(image, boxes, self.method, self.config)
+        steps = find_and_hide(image, boxes, self.method, self.config, detect)
         try:
             request = next(steps)
             while True:
@@ -113,7 +116,7 @@ class Anonymizer:
     def find(self, image: Pixels) -> tuple[Boxes, NDArray[np.float64]]:
         """Find the faces of one photo; see `find_faces`."""
         if self.detector is None:
-            raise ValueError("no boxes given, and this anonymizer has no detector")
+            raise ValueError("this anonymizer has no detector to find faces with")
         return find_faces(self.detector, image, self.config)
 
     def redraw(self, requests: list[RedrawFaces]) -> list[Pixels]:

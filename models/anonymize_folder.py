@@ -17,10 +17,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from utils.boxes import Boxes
 from utils.hiding import RECIPE
 from utils.manifest import NAME, PART, Entry, Manifest, read_manifest
 from utils.outputs import Batch, OutputError, copy_path, remove_leftovers
 from utils.photo_job import DiskFull, PhotoJob, Settings, no_face_setting
+from utils.photo_labels import PhotoLabels
 from utils.run_report import Display, Report
 from utils.workers import Asked, Ended, InlinePool, Lost, WorkerError, WorkerPool, interruptions
 
@@ -168,12 +170,10 @@ def _jobs(batch: Batch, settings: Settings, weights: Mapping[str, str]) -> Itera
     for job in batch.jobs:
         made_by = dict(common)
         if job.boxes is not None:
-            made_by["labels"] = _digest(job.boxes.tolist())
-        elif job.fault is None:
+            made_by["labels"] = _digest(_plain(job.boxes))
+        if job.detects and job.fault is None:
             made_by["detector"] = _digest([weights["detector"], config["detect"]])
-        yield PhotoJob(
-            settings, job.photo, batch.output, job.relative, job.boxes, job.fault, made_by
-        )
+        yield PhotoJob(**vars(job), settings=settings, output=batch.output, made_by=made_by)
 
 
 def _left_to_do(jobs: Iterable[PhotoJob], output: Path, report: Report) -> Iterator[PhotoJob]:
@@ -238,6 +238,13 @@ def _entry(event: Ended | Lost) -> Entry:
         copy_path(job.output, job.relative).unlink(missing_ok=True)
     error = f"{job.photo}: {event.reason}"
     return Entry(job.relative, "failed", job.settings.method, error=error)
+
+
+def _plain(boxes: Boxes | PhotoLabels) -> Any:
+    """All of given boxes that decides on what they hide, in plain values."""
+    if isinstance(boxes, PhotoLabels):
+        return [boxes.boxes.tolist(), boxes.size, boxes.is_relative]
+    return boxes.tolist()
 
 
 def _digest(value: Any) -> str:

@@ -95,3 +95,21 @@ def test_the_call_from_python_raises_rather_than_guess(monkeypatch: pytest.Monke
     monkeypatch.setattr(sys.modules["models.anonymize"], "detect_at_scales", nan)
     with pytest.raises(DetectionError):
         anonymize(image)
+
+
+def test_labelled_boxes_are_checked_before_found_ones_could_hide_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    anonymizer = load_anonymizer("black", load_config())
+    image = picture(0)  # 120 x 100
+    found = np.array([[90.0, 20.0, 125.0, 60.0]]), np.array([0.9])  # enlarged, over the edge
+    monkeypatch.setattr(sys.modules["models.anonymize"], "find_faces", lambda *arguments: found)
+    result = anonymizer(image, [[95, 30, 110, 50], [5, 5, 5, 20]], detect=True)
+    assert result.boxes.tolist() == found[0].tolist()
+    assert result.scores is not None
+    assert result.scores.tolist() == [0.9]
+    assert result.flags == ["empty_box"]
+    with pytest.raises(AnonymizeError, match=r"121 30 3 20 .* lies outside"):
+        anonymizer(image, [[121, 30, 124, 50]], detect=True)
+    with pytest.raises(ValueError, match="no detector"):
+        load_anonymizer("black", load_config(), detector=None)(image, [], detect=True)

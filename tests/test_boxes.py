@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from numpy.typing import ArrayLike
 
-from utils.boxes import as_boxes, enlarge, pixel_boxes, usable, xywh_to_xyxy, xyxy_to_xywh
+from utils.blur import face_mask
+from utils.boxes import as_boxes, enlarge, pixel_boxes, unite, usable, xywh_to_xyxy, xyxy_to_xywh
 
 
 def test_both_conversions() -> None:
@@ -70,3 +71,38 @@ def test_another_shape_is_refused(bad: ArrayLike) -> None:
 def test_numbers_that_are_none_are_refused(bad: float) -> None:
     with pytest.raises(ValueError, match="finite"):
         as_boxes([[0, 0, bad, 5]])
+
+
+def test_a_union_keeps_the_order_and_draws_no_face_twice() -> None:
+    labelled = [[50, 50, 60, 60], [10, 10, 30, 30], [70, 70, 90, 90], [0, 0, 5, 5]]
+    found = [
+        [9, 9, 31, 32],  # around the second: takes its place
+        [70, 70, 90, 90],  # the third once more: the labelled one stays
+        [75, 72, 85, 90],  # in the third
+        [54, 50, 64, 60],  # overlaps the first: both stay
+        [200, 200, 210, 210],  # new
+    ]
+    boxes, places = unite(labelled, found)
+    assert boxes.tolist() == [labelled[0], labelled[2], labelled[3], found[0], found[3], found[4]]
+    assert places.tolist() == [-1, -1, -1, 0, 3, 4]
+
+
+def test_a_union_with_nothing_is_the_other() -> None:
+    some = [[1, 2, 3, 4], [1, 2, 3, 4], [0, 0, 9, 9]]  # of one kind: all stay
+    assert unite(some, [])[0].tolist() == some
+    assert unite([], some)[0].tolist() == some
+    assert unite([], some)[1].tolist() == [0, 1, 2]
+    assert unite([], [])[0].shape == (0, 4)
+
+
+def test_a_union_covers_what_its_parts_cover() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        parts = []
+        for _ in range(2):
+            starts = rng.integers(0, 12, (rng.integers(0, 6), 2))
+            parts.append(np.hstack([starts, starts + rng.integers(0, 8, starts.shape)]))
+        boxes, places = unite(*parts)
+        both = np.concatenate([as_boxes(part) for part in parts])
+        np.testing.assert_array_equal(face_mask(boxes, 20, 20), face_mask(both, 20, 20))
+        np.testing.assert_array_equal(boxes[places >= 0], as_boxes(parts[1])[places[places >= 0]])

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from utils.blur import black, face_mask, gaussian_blur, mosaic
-from utils.boxes import Boxes, as_boxes, outside_message, pixel_boxes, usable
+from utils.boxes import Boxes, as_boxes, outside_message, pixel_boxes, unite, usable
 from utils.image_files import Pixels, jpeg_coded
 
 METHODS = ("dartblur", "gaussian", "mosaic", "black")
@@ -53,7 +53,8 @@ class Anonymized:
 
     pixels: uint8 [H, W, 3] RGB, outside the boxes those of the original to the bit.
     boxes: float64 [N, 4] as (x1, y1, x2, y2), the regions that were hidden.
-    scores: float64 [N], the detector's face probabilities; None for given boxes.
+    scores: float64 [N], the detector's face probabilities, NaN for given boxes; None where the
+        detector was not asked.
     flags: what a reviewer should know, in this order: "empty_box" (a box of size zero was
         passed over), "tiny_box" (a box too small for the blur was filled with its mean colour
         first), "flat_box" (a box holds one colour, so that no change could be asked for),
@@ -68,20 +69,37 @@ class Anonymized:
 
 
 def find_and_hide(
-    image: Pixels, boxes: ArrayLike | None, method: str, config: Mapping[str, Any]
+    image: Pixels,
+    boxes: ArrayLike | None,
+    method: str,
+    config: Mapping[str, Any],
+    detect: bool = False,
 ) -> Steps[Anonymized]:
     """Hide the faces at `boxes`, or those that are found where it is None.
 
-    `image`: uint8 [H, W, 3] RGB. Raises `AnonymizeError`; see `hide_faces`.
+    `image`: uint8 [H, W, 3] RGB. `detect`: search for faces also where boxes are given, and hide
+    the union (`utils.boxes.unite`). Raises `AnonymizeError`; see `hide_faces`.
     """
-    scores = None
-    if boxes is None:
-        boxes, scores = yield FindFaces(image)
-    pixels, hidden, flags = yield from hide_faces(image, boxes, method, config)
-    boxes = as_boxes(boxes)
+    hidden_at, scores = yield from boxes_to_hide(image, boxes, detect)
+    pixels, hidden, flags = yield from hide_faces(image, hidden_at, method, config)
     if scores is not None and max(image.shape[:2]) > config["detect"]["longest_side"]:
         flags.append("searched_reduced")
-    return Anonymized(pixels, boxes[hidden], None if scores is None else scores[hidden], flags)
+    return Anonymized(pixels, hidden_at[hidden], None if scores is None else scores[hidden], flags)
+
+
+def boxes_to_hide(
+    image: Pixels, given: ArrayLike | None, detect: bool = False
+) -> Steps[tuple[Boxes, NDArray[np.float64] | None]]:
+    """The boxes [N, 4] that `find_and_hide` hides, and the scores as in `Anonymized`."""
+    if given is None:
+        return (yield FindFaces(image))
+    boxes = as_boxes(given)
+    if not detect:
+        return boxes, None
+    _refuse_outside(boxes, image)  # before a found box could take one's place
+    found, scores = yield FindFaces(image)
+    boxes, places = unite(boxes, found)
+    return boxes, np.append(scores, np.nan)[places]  # place -1, of a given box, is the NaN
 
 
 def hide_faces(
@@ -99,12 +117,8 @@ def hide_faces(
     still shows a face's own pixels.
     """
     boxes = as_boxes(boxes)
-    height, width = image.shape[:2]
-    corners = pixel_boxes(boxes, height, width)
-    hidden = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-    outside = outside_message(boxes[hidden], height, width)
-    if outside:
-        raise AnonymizeError(outside)
+    corners = pixel_boxes(boxes, *image.shape[:2])
+    hidden = _refuse_outside(boxes, image)
     longest = (boxes[:, 2:] - boxes[:, :2]).max(axis=1, initial=0)
     tiny = hidden & (~usable(boxes) | (longest * config["blur"]["kernel_factor"] < 2))
 
@@ -148,3 +162,12 @@ def _check_hidden(image: Pixels, result: Pixels, corners: NDArray[np.int64]) -> 
                 f"the face at {x1} {y1} {x2 - x1} {y2 - y1} (x y w h) was left as it is"
             )
     return is_flat
+
+
+def _refuse_outside(boxes: Boxes, image: Pixels) -> NDArray[np.bool_]:
+    """Refuse a box outside the photo; tell which have a size and are thus hidden. Bool [N]."""
+    hidden = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+    outside = outside_message(boxes[hidden], *image.shape[:2])
+    if outside:
+        raise AnonymizeError(outside)
+    return hidden

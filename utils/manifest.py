@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 NAME = "manifest.jsonl"
 PART = "manifest.jsonl.part"
@@ -23,10 +27,11 @@ class Entry:
         without a face where those are passed over: flag "no_face").
     method: how faces were hidden.
     output: the copy, relative to the manifest's folder; None without one.
-    source: "labels" or "detector", where the boxes come from; None where it did not come to that.
+    source: "labels", "detector" or "both", where the boxes come from; None where it did not come
+        to that.
     faces: how many boxes were hidden.
     boxes: those, as [x, y, w, h] in pixels of the upright photo; detected ones as enlarged.
-    scores: the detector's face probabilities; None for labelled boxes.
+    scores: the detector's face probabilities, None for labelled boxes; None alone where all are.
     flags: see `utils.hiding.Anonymized`.
     error: why there is no output; None with one.
     source_size, source_mtime_ns: the photo's file when it was read, in bytes and in nanoseconds
@@ -42,13 +47,18 @@ class Entry:
     source: str | None = None
     faces: int = 0
     boxes: list[list[float]] = field(default_factory=list)
-    scores: list[float] | None = None
+    scores: list[float | None] | None = None
     flags: list[str] = field(default_factory=list)
     error: str | None = None
     source_size: int | None = None
     source_mtime_ns: int | None = None
     output_size: int | None = None
     made_by: dict[str, str] | None = None
+
+
+def listed_scores(scores: NDArray[np.float64]) -> list[float | None]:
+    """Scores [N] as `Entry` has them, from an array with NaN for labelled boxes."""
+    return [None if math.isnan(score) else score for score in scores.round(4).tolist()]
 
 
 class Manifest:

@@ -13,9 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from utils.boxes import Boxes
-from utils.image_files import PHOTO_SUFFIXES, find_photos
+from utils.image_files import OTHER_SUFFIXES, PHOTO_SUFFIXES, find_photos
 from utils.manifest import holds_manifest
-from utils.widerface import HOW_TO_GET, SPLITS, LabelledPhoto, photo_path
+from utils.photo_labels import Labels, PhotoLabels
+from utils.widerface import HOW_TO_GET, SPLITS, LabelError, photo_path
+
+UNLISTED = "not in the label file (--boxes detect-missing would search it for faces)"
 
 _LEFTOVER = re.compile(r"\.[0-9a-f]{32}\.tmp")  # the temporary names of `write_photo`
 
@@ -44,23 +47,42 @@ class PhotoTree:
 class Job:
     """One photo to copy into a folder under the name `relative`.
 
-    boxes: labelled boxes, float64 [N, 4] as (x1, y1, x2, y2); None where they are to be found.
+    boxes: given boxes, float64 [N, 4] as (x1, y1, x2, y2) in pixels, or labels that come down to
+        such once the photo's size is known; None where they are to be found.
     fault: why this photo must not be copied; None where it may.
+    source: where given boxes come from, "labels"; or "both": faces are to be found beside them.
     """
 
     photo: Path
     relative: str
-    boxes: Boxes | None = None
+    boxes: Boxes | PhotoLabels | None = None
     fault: str | None = None
+    source: str = "labels"
+
+    @property
+    def detects(self) -> bool:
+        """Whether the photo is searched for faces."""
+        return self.boxes is None or self.source == "both"
+
+    def boxes_on(self, height: int, width: int) -> Boxes | None:
+        """The given boxes in pixels of the upright photo, `height` × `width`; None without any.
+
+        Raises `LabelError` where the labels are of another size.
+        """
+        return self.boxes.on(height, width) if isinstance(self.boxes, PhotoLabels) else self.boxes
 
 
 @dataclass
 class Batch:
-    """All that goes into one output folder; `others` cannot be read and are only recorded."""
+    """All that goes into one output folder; `others` cannot be read and are only recorded.
+
+    notes: lines for the summary, on what the label files hold.
+    """
 
     output: Path
     jobs: list[Job] = field(default_factory=list)
     others: list[Job] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def named_trees(paths: Sequence[Path], output: Path | None, method: str) -> list[PhotoTree]:
@@ -168,23 +190,39 @@ def _check_names(trees: Sequence[PhotoTree]) -> None:
 
 
 def jobs_of(
-    tree: PhotoTree, labels: Sequence[LabelledPhoto] | None, detect_missing: bool = False
+    tree: PhotoTree, labels: Labels | None, detect_missing: bool = False, unite: bool = False
 ) -> list[Job]:
     """Pair the photos of a tree with their boxes.
 
     Without `labels` all boxes are to be found. With them, a photo that they do not list gets a
-    fault, unless `detect_missing`; a listed photo that is not in the tree becomes a job that
-    will fail. Raises `LabelError` where a listed path leads out of the tree.
+    fault, unless `detect_missing` has it searched for faces. `unite` has the photos that are listed
+    searched as well, and no others: what a detector finds does not stand in for a label. A listed
+    photo that is not in the tree gets a fault too, so that names in a label file lead nowhere else.
+    Raises `LabelError` where a listed path leads out of the tree or is no photo's.
     """
     if labels is None:
         return [Job(tree.root / photo, photo) for photo in tree.photos]
-    boxes = {PurePosixPath(photo.path).as_posix(): photo.boxes for photo in labels}
-    unlisted = "not in the label file (--boxes detect-missing would search it for faces)"
-    jobs = [Job(photo_path(tree.root, photo), photo, found) for photo, found in boxes.items()]
-    for photo in tree.photos:
-        if photo not in boxes:
-            fault = None if detect_missing else unlisted
-            jobs.append(Job(tree.root / photo, photo, None, fault))
+    known = {*tree.photos, *tree.others}
+    jobs = [Job(tree.root / path, path, fault=fault) for path, fault in labels.faults.items()]
+    for photo in labels.photos:
+        relative, fault = PurePosixPath(photo.path).as_posix(), None
+        path = tree.root / relative
+        if relative not in known:
+            path = photo_path(tree.root, relative)
+            if path.suffix.lower() not in PHOTO_SUFFIXES | OTHER_SUFFIXES:  # manifest.jsonl, say
+                raise LabelError(
+                    f"{path}: refused: a label names it, but it is not named as a photo"
+                )
+            known_otherwise = "the folder has it under another name or behind a link"
+            fault = known_otherwise if path.exists() else "no such file"
+        elif path.is_symlink():  # others were found inside; to resolve all takes long
+            photo_path(tree.root, relative)
+        jobs.append(Job(path, relative, photo, fault, "both" if unite else "labels"))
+    named = {job.relative for job in jobs}
+    for relative in tree.photos:
+        if relative not in named:
+            fault = None if detect_missing else UNLISTED
+            jobs.append(Job(tree.root / relative, relative, None, fault))
     return sorted(jobs, key=lambda job: job.relative)
 
 

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from utils.boxes import Boxes, xyxy_to_xywh
-from utils.hiding import Anonymized, AnonymizeError, FindFaces, Steps, find_and_hide
+from utils.boxes import xyxy_to_xywh
+from utils.hiding import Anonymized, AnonymizeError, Steps, boxes_to_hide, find_and_hide
 from utils.image_files import Photo, PhotoError, read_photo, write_photo
-from utils.manifest import Entry
-from utils.outputs import OutputError, copy_path
+from utils.manifest import Entry, listed_scores
+from utils.outputs import Job, OutputError, copy_path
+from utils.widerface import LabelError
 
 ON_NO_FACE = ("copy", "skip", "fail")
 
@@ -37,21 +38,15 @@ class Settings:
     detect_only: bool = False
 
 
-@dataclass(frozen=True)
-class PhotoJob:
+@dataclass(frozen=True, kw_only=True)
+class PhotoJob(Job):
     """One photo, to be written to the folder `output` under the name `relative`.
 
-    boxes: float64 [N, 4] as (x1, y1, x2, y2); None where they are to be found.
-    fault: why it must not be copied; None where it may.
     made_by: what decides on the copy's pixels; see `utils.manifest.Entry`.
     """
 
     settings: Settings
-    photo: Path
     output: Path
-    relative: str
-    boxes: Boxes | None
-    fault: str | None
     made_by: dict[str, str]
 
 
@@ -80,7 +75,7 @@ def anonymize_photo(job: PhotoJob) -> Steps[Entry | DiskFull]:
         if isinstance(cause, OSError) and cause.errno in DISK_FULL:
             return DiskFull(f"the disk of {job.output} is full")
         reason = str(error)
-    except AnonymizeError as error:
+    except (AnonymizeError, LabelError) as error:
         reason = f"{job.photo}: {error}"
     except Exception as error:  # out of memory, say: the photo is not known to be anonymous
         reason = f"{job.photo}: " + " ".join(f"{type(error).__name__}: {error}".split())
@@ -101,13 +96,14 @@ def _anonymized(job: PhotoJob) -> Steps[Entry]:
         max_pixels=round(settings.config["input"]["max_megapixels"] * 1e6),
         keep_metadata=settings.config["output"]["keep_metadata"],
     )
+    given = job.boxes_on(*photo.pixels.shape[:2])
     if settings.detect_only:
-        boxes, scores = job.boxes, None
-        if boxes is None:
-            boxes, scores = yield FindFaces(photo.pixels)
+        boxes, scores = yield from boxes_to_hide(photo.pixels, given, job.detects)
         result = Anonymized(photo.pixels, boxes, scores, [])
     else:
-        result = yield from find_and_hide(photo.pixels, job.boxes, settings.method, settings.config)
+        result = yield from find_and_hide(
+            photo.pixels, given, settings.method, settings.config, job.detects
+        )
     status, size = "done", None
     if not len(result.boxes) and settings.on_no_face != "copy":
         if settings.on_no_face == "fail":
@@ -122,10 +118,10 @@ def _anonymized(job: PhotoJob) -> Steps[Entry]:
         status,
         settings.method,
         output=job.relative if size is not None else None,
-        source="detector" if job.boxes is None else "labels",
+        source="detector" if job.boxes is None else job.source,
         faces=len(result.boxes),
         boxes=xyxy_to_xywh(result.boxes).round(3).tolist(),
-        scores=None if result.scores is None else result.scores.round(4).tolist(),
+        scores=None if result.scores is None else listed_scores(result.scores),
         flags=[*photo.flags, *result.flags],
         source_size=None if state is None else state.st_size,
         source_mtime_ns=None if state is None else state.st_mtime_ns,

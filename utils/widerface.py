@@ -9,7 +9,7 @@
 
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -30,6 +30,7 @@ HOW_TO_GET = (
 )
 
 LARGEST = 100_000  # px; a larger box is no box, and its kernel would exhaust the memory
+LARGEST_FILE = 2**29  # bytes of a label file
 
 SPLITS = ("train", "val")
 
@@ -37,7 +38,10 @@ Line = tuple[int, str]
 
 
 class LabelError(ValueError):
-    """A label file says what cannot be right. The message of `read_labels` starts `FILE:LINE: `."""
+    """A label file says what cannot be right; the message is one line.
+
+    That of `read_labels` starts `FILE:LINE: `.
+    """
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,7 @@ def photo_path(images_dir: Path, relative: str) -> Path:
     Raises LabelError, naming the folder, where that place is not inside `images_dir` once symbolic
     links are resolved.
     """
-    fault = _path_fault(relative)
+    fault = path_fault(relative)
     path = images_dir / relative
     # Not Path.resolve: it raises RuntimeError where a link leads to itself.
     if fault is None and not Path(os.path.realpath(path)).is_relative_to(images_dir.resolve()):
@@ -101,7 +105,7 @@ def read_labels(path: Path) -> list[LabelledPhoto]:
     Raises LabelError, with file and line number, for whatever does not fit, and OSError where the
     file cannot be read. Widths and heights of zero do occur in WIDER FACE and are kept.
     """
-    lines = _lines(path)
+    lines = label_lines(path)
     if not lines:
         raise LabelError(f"{path}:1: the file is empty; expected photo paths and face boxes")
     is_retinaface = lines[0][1].startswith("#")
@@ -133,10 +137,22 @@ def write_labels(path: Path, photos: Iterable[LabelledPhoto]) -> None:
     os.replace(temporary, path)
 
 
-def _lines(path: Path) -> list[Line]:
-    """Non-blank lines, stripped, with their numbers from 1. Tolerates a byte order mark."""
+def label_bytes(path: Path) -> bytes:
+    """Read a label file. Raises LabelError for one above 512 MiB, OSError."""
+    with path.open("rb") as file:
+        data = file.read(LARGEST_FILE + 1)
+    if len(data) > LARGEST_FILE:
+        raise LabelError(f"{path}: larger than {LARGEST_FILE >> 20} MiB; split the label file")
+    return data
+
+
+def label_lines(path: Path) -> list[Line]:
+    """Non-blank lines, stripped, with their numbers from 1. Tolerates a byte order mark.
+
+    Raises LabelError for what is not UTF-8, and as `label_bytes` does.
+    """
     lines = []
-    for number, raw in enumerate(path.read_bytes().splitlines(), start=1):
+    for number, raw in enumerate(label_bytes(path).splitlines(), start=1):
         try:
             text = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
         except UnicodeDecodeError:
@@ -204,16 +220,24 @@ def _row(path: Path, number: int, text: str, columns: tuple[int, ...]) -> list[f
         raise LabelError(
             f"{path}:{number}: expected {wanted} numbers in a face row, got {text[:60]!r}"
         ) from None
-    if not all(math.isfinite(value) for value in [*row, row[0] + row[2], row[1] + row[3]]):
-        raise LabelError(f"{path}:{number}: expected finite numbers, got {text[:60]!r}")
-    if row[2] < 0 or row[3] < 0:
-        raise LabelError(
-            f"{path}:{number}: expected a width and a height of 0 or more, "
-            f"got {row[2]:g} x {row[3]:g}"
-        )
-    if max(map(abs, row[:4])) > LARGEST:
-        raise LabelError(f"{path}:{number}: expected a box within {LARGEST} px, got {text[:60]!r}")
+    fault = box_fault(row[:4])
+    if fault is None and not all(map(math.isfinite, row)):
+        fault = "expected finite numbers"
+    if fault is not None:
+        raise LabelError(f"{path}:{number}: {fault}, got {text[:60]!r}")
     return row
+
+
+def box_fault(box: Sequence[float]) -> str | None:
+    """Say what is wrong with a box `x y w h` in pixels; None where nothing is."""
+    x, y, w, h = box
+    if not all(map(math.isfinite, (x, y, w, h, x + w, y + h))):
+        return "expected finite numbers"
+    if w < 0 or h < 0:
+        return "expected a width and a height of 0 or more"
+    if max(map(abs, box)) > LARGEST:
+        return f"expected a box within {LARGEST} px"
+    return None
 
 
 def _is_row(text: str) -> bool:
@@ -242,7 +266,7 @@ def _labelled(relative: str, rows: list[list[float]], official: bool = False) ->
 
 
 def _checked_path(path: Path, number: int, relative: str) -> str:
-    fault = _path_fault(relative)
+    fault = path_fault(relative)
     if fault is not None:
         raise LabelError(
             f"{path}:{number}: photo path {relative[:200]!r} refused: {fault}; "
@@ -251,7 +275,7 @@ def _checked_path(path: Path, number: int, relative: str) -> str:
     return relative
 
 
-def _path_fault(relative: str) -> str | None:
+def path_fault(relative: str) -> str | None:
     """Say what is wrong with a photo path, on any system; None where nothing is."""
     if not relative or not PurePosixPath(relative).parts:
         return "it is empty"
