@@ -6,6 +6,9 @@
     python dartblur.py holiday more/b.png --output OUT   -> all into OUT, in the trees they had
     python dartblur.py holiday --labels label.txt   boxes from a label file, not from RetinaFace
     python dartblur.py holiday --method gaussian    -> holiday_gaussian/: plain blur, to compare
+    python dartblur.py holiday --review check.html  and a page to check the copies on
+    python dartblur.py holiday --corrections check-corrections.txt
+                                                    only the photos corrected on that page again
     python dartblur.py                              WIDER FACE under data/widerface, both splits:
                                                     {train,val}/images -> images_dartblur beside it
 
@@ -41,6 +44,11 @@ manifest.jsonl says for each photo what was done, where, and why not.
 A run that was stopped, in whatever way, goes on where it was when the same command is given again.
 Photos whose file, boxes, settings or weights have changed since are done anew.
 
+--review writes one page that needs no network, of the copies alone. It shows the most doubtful
+photos first (no copy, no face, flags, low scores); a click removes a box, a drag adds one, and what
+was corrected is saved as a label file for --corrections, given beside the same options as before.
+Later runs into the same folder keep corrected boxes; another --output starts anew.
+
     python dartblur.py holiday --dry-run            find the faces, count them, estimate the time
     python dartblur.py holiday --json > log.jsonl   a line of JSON for each photo, then a summary
     python dartblur.py holiday --quiet              failures and the summary alone
@@ -63,6 +71,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils.config import CONFIG, ConfigError, check_limits, load_config
+from utils.corrections import CORRECTED, corrected_batches, keep_corrections
 from utils.hiding import METHODS
 from utils.image_files import PhotoError, shown
 from utils.label_files import read_label_source
@@ -77,6 +86,7 @@ from utils.outputs import (
     wider_trees,
 )
 from utils.photo_job import DISK_FULL, ON_NO_FACE, PhotoJob, Settings, anonymize_photo
+from utils.review_page import PER_PAGE, check_review, write_review
 from utils.run_report import Display, Report
 from utils.widerface import LabelError, find_labels
 from utils.workers import InlinePool, WorkerPool, cores
@@ -128,7 +138,13 @@ def plan(options: argparse.Namespace) -> list[Batch]:
     if not any(batch.jobs for batch in batches.values()):
         others = sum(len(batch.others) for batch in batches.values())
         raise OutputError(f"no photos to anonymise ({others} files of types that cannot be read)")
-    return list(batches.values())
+    if options.corrections is not None:
+        return corrected_batches(list(batches.values()), options.corrections)
+    kept = [keep_corrections(batch) for batch in batches.values()]
+    count = sum(job.source == CORRECTED for batch in kept for job in batch.jobs)
+    if count and not options.quiet:
+        print(f"{count} photos keep the boxes of an earlier correction", file=sys.stderr)
+    return kept
 
 
 def print_summary(report: Report, batches: Sequence[Batch], options: argparse.Namespace) -> None:
@@ -208,6 +224,22 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="CLASS",
         help="COCO category (name or id) or YOLO class number to hide; may be repeated (all)",
     )
+    parser.add_argument(
+        "--corrections",
+        type=Path,
+        metavar="FILE",
+        help="do only the photos of this label file again, which a review page saved",
+    )
+    parser.add_argument(
+        "--review", type=Path, metavar="FILE.html", help="write a page to check the copies on"
+    )
+    parser.add_argument(
+        "--review-limit",
+        type=int,
+        default=PER_PAGE,
+        metavar="N",
+        help=f"photos to review, {PER_PAGE} a page (%(default)s)",
+    )
     parser.add_argument("--score", type=float, help="lowest face probability (detect.score)")
     parser.add_argument("--jpeg-quality", type=int, help="of the copies (output.jpeg_quality)")
     parser.add_argument("--on-no-face", choices=ON_NO_FACE, default="copy", help="see above")
@@ -265,6 +297,10 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--labels and --boxes detector contradict each other")
     if options.paths and not options.labels and options.boxes not in (None, "detector"):
         parser.error(f"--boxes {options.boxes} needs --labels")
+    if options.review and options.dry_run:
+        parser.error("--dry-run writes nothing, so no --review page either")
+    if options.review_limit < 1:
+        parser.error("--review-limit must be 1 or more")
     if options.workers is not None and options.workers < 0:
         parser.error("--workers must be 0 or more")
     if not options.timeout > 0:
@@ -308,6 +344,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_arguments(arguments)
     try:
         config = read_config(options)
+        if options.review is not None:
+            check_review(options.review)
         batches = plan(options)
         return anonymize(options, config, batches)
     except START_ERRORS as error:
@@ -343,6 +381,16 @@ def anonymize(options: argparse.Namespace, config: dict[str, Any], batches: list
             file=sys.stderr,
         )
         return FAILED
+    if options.review is not None:
+        try:
+            folders = [batch.output for batch in batches]
+            review = write_review(options.review, folders, options.review_limit)
+        except (OSError, OutputError) as error:
+            print(f"dartblur.py: error: no review page: {error}", file=sys.stderr)
+            return FAILED
+        print(
+            json.dumps({"review": [str(page) for page in review.pages]}) if options.json else review
+        )
     return FAILED if report.failures else 0
 
 

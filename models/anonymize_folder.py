@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from utils.boxes import Boxes
+from utils.corrections import remembered
 from utils.hiding import RECIPE
 from utils.manifest import NAME, PART, Entry, Manifest, read_manifest
 from utils.outputs import Batch, OutputError, copy_path, remove_leftovers
@@ -232,12 +233,12 @@ def _entry(event: Ended | Lost) -> Entry:
     """What the manifest says of a job that has ended."""
     if isinstance(event, Ended):
         entry: Entry = event.value
-        return entry
+        return remembered(entry, event.job)
     job: PhotoJob = event.job
     if not job.settings.detect_only:  # it may have died when the copy was just in place
         copy_path(job.output, job.relative).unlink(missing_ok=True)
     error = f"{job.photo}: {event.reason}"
-    return Entry(job.relative, "failed", job.settings.method, error=error)
+    return remembered(Entry(job.relative, "failed", job.settings.method, error=error), job)
 
 
 def _plain(boxes: Boxes | PhotoLabels) -> Any:

@@ -27,10 +27,11 @@ class Entry:
         without a face where those are passed over: flag "no_face").
     method: how faces were hidden.
     output: the copy, relative to the manifest's folder; None without one.
-    source: "labels", "detector" or "both", where the boxes come from; None where it did not come
-        to that.
+    source: "labels", "detector", "both" or "corrections", where the boxes come from; None where it
+        did not come to that.
     faces: how many boxes were hidden.
-    boxes: those, as [x, y, w, h] in pixels of the upright photo; detected ones as enlarged.
+    boxes: those, as [x, y, w, h] in pixels of the upright photo; detected ones as enlarged. Of a
+        photo that failed: the corrected ones, which the next run is to hide.
     scores: the detector's face probabilities, None for labelled boxes; None alone where all are.
     flags: see `utils.hiding.Anonymized`.
     error: why there is no output; None with one.

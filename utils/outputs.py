@@ -50,7 +50,8 @@ class Job:
     boxes: given boxes, float64 [N, 4] as (x1, y1, x2, y2) in pixels, or labels that come down to
         such once the photo's size is known; None where they are to be found.
     fault: why this photo must not be copied; None where it may.
-    source: where given boxes come from, "labels"; or "both": faces are to be found beside them.
+    source: where given boxes come from, "labels" or "corrections"; or "both": labels, and faces are
+        to be found beside them.
     """
 
     photo: Path
