@@ -252,6 +252,9 @@ def draw(
             right.plot(x[place], y[place], "o", markersize=10, fillstyle="none", color="black")
     right.set(xlabel="area hidden needlessly, % of a photo", ylabel="faces hidden, %")
     right.set(xscale="log", ylim=(0, 102))
+    ticks = (1, 2, 5, 10, 20, 50, 100)
+    right.set_xticks(ticks, [str(tick) for tick in ticks])
+    right.set_xticks([], minor=True)
     right.legend(fontsize=7, title=f"passes (circles: score {chosen:g})", title_fontsize=7)
     for axes in (left, right):
         axes.grid(alpha=0.3)
