@@ -103,7 +103,7 @@ def pass_sizes(
     `longest_side` px; each further one halves it while that leaves at least `shortest_pass` px.
     """
     side = min(round(max(height, width) * zoom), longest_side)
-    sizes = []
+    sizes: list[tuple[int, int]] = []
     while not sizes or side >= shortest_pass:
         scale = side / max(height, width)
         sizes.append((max(1, round(height * scale)), max(1, round(width * scale))))
@@ -214,7 +214,10 @@ def detect_at_scales(
     each photo boxes float64 [N, 4] as (x1, y1, x2, y2) within it and face probabilities
     float64 [N], best first. Raises `DetectionError`, see `detect_passes`.
     """
-    sizes = [pass_sizes(*image.shape[:2], zoom, longest_side, shortest_pass) for image in images]
+    sizes = [
+        pass_sizes(image.shape[0], image.shape[1], zoom, longest_side, shortest_pass)
+        for image in images
+    ]
     found = []
     for image, passes, detections in zip(
         images, sizes, detect_passes(detector, images, sizes, score, nms_iou, flip), strict=True

@@ -83,7 +83,7 @@ class Setting:
     def faces(self, photo: Searched, score: float, nms_iou: float) -> Boxes:
         """The boxes that this setting finds, [N, 4], not enlarged."""
         longest = max(photo.height, photo.width)
-        used = []
+        used: list[int] = []
         for place, size in enumerate(photo.sizes):
             zoom = max(size) / longest
             fits = zoom < self.zoom * 1.01 and (max(size) >= self.shortest_pass or not used)
@@ -166,7 +166,7 @@ def search(
                 detector, images, sizes, LOWEST_SCORE, numbers["nms_iou"], numbers["flip"]
             )
         searched += [
-            Searched(photo, *image.shape[:2], passes, detections)
+            Searched(photo, image.shape[0], image.shape[1], passes, detections)
             for photo, image, passes, detections in zip(batch, images, sizes, found, strict=True)
         ]
     return searched
@@ -222,7 +222,7 @@ def by_height_table(rows: Mapping[str, Tally]) -> str:
         "|---" * (len(names) + 5) + "|",
     ]
     for name, each in rows.items():
-        cells = [f"{share:.1%}" for _, share in each.by_height()]
+        cells = [f"{share:.1%}" if count else "" for count, share in each.by_height()]
         cells += [f"{np.mean(each.hidden):.1%}", f"{np.mean(each.found):.1%}"]
         cells += [f"{np.mean(each.needless):.1%}", f"{np.mean(each.strays):.1f}"]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
