@@ -16,7 +16,7 @@ From Python, with the weights in this repository:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -27,7 +27,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
-from models.detection import detect_at_scales
+from models.detection import detect_at_scales, fold_batch_norms
 from models.generator import BlurGenerator
 from models.redraw import redraw_frames
 from models.retinaface import RetinaFace
@@ -51,6 +51,7 @@ __all__ = [
     "Anonymizer",
     "anonymize",
     "find_faces",
+    "find_faces_of",
     "load_anonymizer",
 ]
 
@@ -153,6 +154,8 @@ def load_anonymizer(
         networks["detector"] = load_retinaface(detector)
     for network in networks.values():
         network.eval().requires_grad_(False).to(device).to(memory_format=torch.channels_last)
+    if detector is not None:
+        fold_batch_norms(networks["detector"])
     return Anonymizer(method, config, **networks)
 
 
@@ -164,7 +167,18 @@ def find_faces(
     Returns boxes float64 [N, 4], enlarged and so perhaps reaching over the photo's edge, and
     face probabilities float64 [N]. Raises `DetectionError`.
     """
-    search = {key: config["detect"][key] for key in ("score", "nms_iou")}
-    sides = {key: config["detect"][key] for key in ("longest_side", "shortest_pass")}
-    boxes, scores = detect_at_scales(detector, image, **search, **sides)
-    return enlarge(boxes, config["detect"]["enlarge"]), scores
+    return find_faces_of(detector, [image], config)[0]
+
+
+def find_faces_of(
+    detector: RetinaFace, images: Sequence[Pixels], config: Mapping[str, Any]
+) -> list[tuple[Boxes, NDArray[np.float64]]]:
+    """Find the faces of several photos of any sizes at once; for each what `find_faces` returns.
+
+    Raises `DetectionError` if one of the photos brings the detector to NaN or infinity: the
+    caller tries them one by one, and only that one fails.
+    """
+    search = dict(config["detect"])
+    factor = search.pop("enlarge")
+    found = detect_at_scales(detector, images, **search)
+    return [(enlarge(boxes, factor), scores) for boxes, scores in found]

@@ -162,6 +162,10 @@ def test_no_code_in_a_file(tmp_path: Path) -> None:
         ("train_generator.batch_size=0", "train_generator.batch_size must be from 1"),
         ("train_generator.scale=[0.9, 99.0]", "not 99.0"),
         ("detect.score=1.5", "detect.score must be from 0 to 1"),
+        ("detect.zoom=0.5", "detect.zoom must be from 1 to 8"),
+        ("detect.largest_face=8", "detect.largest_face must be from 32"),
+        ("detect.shortest_pass=0", "detect.shortest_pass must be from 32"),
+        ("detect.flip=1", "'detect.flip' must look like False"),
         ("output.jpeg_subsampling=none", "must be one of 4:4:4, 4:2:2, 4:2:0"),
     ],
 )

@@ -15,16 +15,14 @@ from models.detection import (
     MAX_CANDIDATES,
     DetectionError,
     detect,
-    detect_at_scales,
     pseudo_labels,
 )
 from models.retinaface import Predictions, RetinaFace
-from models.weights import DETECTOR, load_weights
+from models.weights import load_weights
 from utils.face_dataset import wider_source
 from utils.image_files import read_photo
 from utils.widerface import photo_path
 
-ROOT = Path(__file__).resolve().parents[1]
 FRAME = 64
 ANCHORS = anchor_grid(FRAME, FRAME, torch.device("cpu"))
 
@@ -246,44 +244,3 @@ def test_pseudo_labels_of_photos_against_torchvision(shared: Path, released: Rem
     for boxes, present, wanted in zip(found.boxes, found.present, expected, strict=True):
         torch.testing.assert_close(boxes[present], wanted)
         assert not present[len(wanted) :].any()
-
-
-@pytest.fixture(scope="module")
-def detector(request: pytest.FixtureRequest) -> RetinaFace:
-    """The detector of this repository, or the released one of the research data."""
-    if not DETECTOR.is_file():
-        return request.getfixturevalue("released")
-    network = RetinaFace()
-    load_weights(network, DETECTOR)
-    return network.eval()
-
-
-def test_a_face_larger_than_the_largest_anchor_is_found(detector: RetinaFace) -> None:
-    portrait = read_photo(ROOT / "img" / "samples" / "grace_hopper.jpg").pixels[40:400, 120:400]
-    portrait = np.ascontiguousarray(portrait)
-    small, scores = detect(detector, portrait, 0.5, 0.4)
-    zoom = 1600 / 360
-    large = cv2.resize(portrait, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC)
-    face = small[scores.argmax()] * zoom
-    assert (face[2:] - face[:2] > 512).all()
-
-    at_own_size, _ = detect(detector, large, 0.5, 0.4)
-    boxes, _ = detect_at_scales(detector, large, 0.5, 0.4, longest_side=1600, shortest_pass=320)
-    best = max(iou(box, face) for box in boxes)
-    assert best > 0.7
-    assert best > 0.1 + max((iou(box, face) for box in at_own_size), default=0.0)
-    assert (boxes >= 0).all()
-    assert (boxes <= [large.shape[1], large.shape[0]] * 2).all()
-    # A photo above the limit is searched at the limit; its boxes are still in its own pixels.
-    boxes, _ = detect_at_scales(detector, large, 0.5, 0.4, longest_side=360, shortest_pass=320)
-    assert max(iou(box, face) for box in boxes) > 0.8
-
-
-def test_a_photo_smaller_than_the_shortest_pass_is_searched_once(detector: RetinaFace) -> None:
-    portrait = read_photo(ROOT / "img" / "samples" / "grace_hopper.jpg").pixels
-    photo = np.asarray(cv2.resize(portrait, (128, 150), interpolation=cv2.INTER_AREA))
-    once = detect(detector, photo, 0.5, 0.4)
-    scaled = detect_at_scales(detector, photo, 0.5, 0.4, longest_side=1600, shortest_pass=320)
-    assert len(once[0]) == 1
-    np.testing.assert_allclose(scaled[0], once[0])
-    np.testing.assert_allclose(scaled[1], once[1])

@@ -166,7 +166,8 @@ def test_a_face_that_the_detector_misses_is_hidden_by_dlibs_box() -> None:
         assert ((portrait.landmarks > box[:2]) & (portrait.landmarks < box[2:])).all()
     theirs = recogniser.find(missed.pixels)[0]
     sides = missed.boxes[0, 2:] - missed.boxes[0, :2]
-    np.testing.assert_allclose(sides, 1.1 * (theirs[2:] - theirs[:2]))
+    factor = CONFIG["detect"]["enlarge"]
+    np.testing.assert_allclose(sides, factor * (theirs[2:] - theirs[:2]))
     np.testing.assert_allclose(missed.boxes[0, :2] + missed.boxes[0, 2:], theirs[:2] + theirs[2:])
 
 
