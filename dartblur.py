@@ -62,11 +62,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,19 +75,17 @@ from utils.image_files import PhotoError, shown
 from utils.label_files import read_label_source
 from utils.outputs import (
     Batch,
-    Job,
     OutputError,
     PhotoTree,
+    batches_of,
     check_outputs,
-    jobs_of,
     named_trees,
     wider_trees,
 )
-from utils.photo_job import DISK_FULL, ON_NO_FACE, PhotoJob, Settings, anonymize_photo
+from utils.photo_job import DISK_FULL, ON_NO_FACE, Settings, photo_pool
 from utils.review_page import PER_PAGE, check_review, write_review
-from utils.run_report import Display, Report
+from utils.run_report import Display, Report, print_estimate, print_summary
 from utils.widerface import LabelError, find_labels
-from utils.workers import InlinePool, WorkerPool, cores
 
 # Worker processes import this file: what imports PyTorch is imported where it is needed.
 if TYPE_CHECKING:
@@ -124,78 +120,18 @@ def plan(options: argparse.Namespace) -> list[Batch]:
             for split, tree in splits.items()
         ]
     check_outputs([tree for tree, _ in trees])
-    batches: dict[Path, Batch] = {}
-    for tree, file in trees:
-        labels = read_label_source(file, tree.photos, options.label_classes) if file else None
-        jobs = jobs_of(tree, labels, options.boxes == "detect-missing", options.boxes == "both")
-        batch = batches.setdefault(tree.output, Batch(tree.output))
-        batch.notes += labels.notes if labels else []
-        batch.jobs += jobs
-        named_anyway = {job.relative for job in jobs}
-        batch.others += [
-            Job(tree.root / other, other) for other in tree.others if other not in named_anyway
-        ]
-    if not any(batch.jobs for batch in batches.values()):
-        others = sum(len(batch.others) for batch in batches.values())
-        raise OutputError(f"no photos to anonymise ({others} files of types that cannot be read)")
+    labelled = (
+        (tree, read_label_source(file, tree.photos, options.label_classes) if file else None)
+        for tree, file in trees
+    )
+    batches = batches_of(labelled, options.boxes == "detect-missing", options.boxes == "both")
     if options.corrections is not None:
-        return corrected_batches(list(batches.values()), options.corrections)
-    kept = [keep_corrections(batch) for batch in batches.values()]
+        return corrected_batches(batches, options.corrections)
+    kept = [keep_corrections(batch) for batch in batches]
     count = sum(job.source == CORRECTED for batch in kept for job in batch.jobs)
     if count and not options.quiet:
         print(f"{count} photos keep the boxes of an earlier correction", file=sys.stderr)
     return kept
-
-
-def print_summary(report: Report, batches: Sequence[Batch], options: argparse.Namespace) -> None:
-    """Name what got no copy on stderr, then say in one line on stdout what was done."""
-    for note in [note for batch in batches for note in batch.notes]:
-        print(shown(note), file=sys.stderr)
-    others = [other.photo for batch in batches for other in batch.others]
-    if not options.quiet:
-        for photo in others:
-            reason = (
-                "links to folders are not followed" if photo.is_dir() else "cannot read this type"
-            )
-            print(f"skipped, {reason}: {shown(photo)}", file=sys.stderr)
-    for failure in report.failures:
-        print(f"failed, no output: {shown(failure)}", file=sys.stderr)
-    if options.json:
-        print(json.dumps({"summary": asdict(report) | {"skipped": len(others)}}))
-        return
-    faceless = f" ({report.faceless} without a face)" if report.faceless else ""
-    passed_over = f"{report.without_face} without a face passed over, "
-    earlier = f"{report.done_before} done before, "
-    print(
-        f"{report.written} photos written{faceless}, "
-        f"{report.faces} faces hidden, {len(report.failures)} failures, "
-        f"{passed_over if report.without_face else ''}{earlier if report.done_before else ''}"
-        f"{len(others)} skipped, {report.photos / report.seconds:.2f} photos/s"
-    )
-
-
-def print_estimate(report: Report, seconds: float, options: argparse.Namespace) -> None:
-    """Say what a dry run found."""
-    for failure in report.failures:
-        print(f"would fail: {failure}", file=sys.stderr)
-    if options.json:
-        found = asdict(report) | {"estimated_seconds": None if math.isnan(seconds) else seconds}
-        print(json.dumps({"summary": found}))
-        return
-    print(
-        f"dry run, nothing written: {report.photos} photos, {report.faces} faces, "
-        f"{report.faceless + report.without_face} photos without a face, "
-        f"{len(report.failures)} would fail, {report.done_before} done before"
-        + ("" if math.isnan(seconds) else f"; the rest takes about {duration(seconds)}")
-    )
-
-
-def duration(seconds: float) -> str:
-    """Say a time in words, for people."""
-    minutes = round(seconds / 60)
-    if minutes < 2:
-        return f"{max(1, round(seconds))} s"
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -323,22 +259,6 @@ def read_config(options: argparse.Namespace) -> dict[str, Any]:
     return config
 
 
-def worker_pool(options: argparse.Namespace, jobs: int) -> WorkerPool | InlinePool:
-    """Prepare the processes that do everything but the networks; they come up on entering."""
-    if options.workers == 0:
-        return InlinePool(anonymize_photo)
-
-    def seconds(job: PhotoJob) -> float:
-        try:
-            return options.timeout + 2e-6 * job.photo.stat().st_size
-        except OSError:
-            return options.timeout
-
-    workers = min(options.workers or min(cores(), 16), max(jobs, 1))
-    # Enough for the next calls of the generator to be full while the last ones are written.
-    return WorkerPool(anonymize_photo, workers, seconds, in_flight=16 + 2 * workers)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     options = parse_arguments(arguments)
@@ -368,9 +288,9 @@ def anonymize(options: argparse.Namespace, config: dict[str, Any], batches: list
         )
         return FAILED
     if estimate is not None:
-        print_estimate(report, estimate, options)
+        print_estimate(report, estimate, options.json)
     else:
-        print_summary(report, batches, options)
+        print_summary(report, batches, options.quiet, options.json)
     if report.interrupted:
         print(f"dartblur.py: interrupted, {report.left} photos left", file=sys.stderr)
         return INTERRUPTED
@@ -407,7 +327,7 @@ def run(
     detects = any(job.detects and not job.fault for job in jobs)
     with ExitStack() as stack:
         # The processes come up while this one imports PyTorch.
-        pool = worker_pool(options, len(jobs))
+        pool = photo_pool(options.workers, len(jobs), options.timeout)
         stack.enter_context(pool)
         networks: NetworkThreads | None = None
         weights: dict[str, str] = {}

@@ -32,17 +32,9 @@ from utils.blur import gaussian_blur
 from utils.boxes import outside_message, usable
 from utils.config import ConfigError, load_config
 from utils.image_files import PhotoError, read_photo, write_photo
+from utils.job_steps import Ended, Event, Lost
 from utils.widerface import HOW_TO_GET, SPLITS, LabelError, find_labels, photo_path, read_labels
-from utils.workers import (
-    MOST_WORKERS,
-    Ended,
-    Event,
-    Lost,
-    WorkerError,
-    WorkerPool,
-    cores,
-    interruptions,
-)
+from utils.workers import MOST_WORKERS, WorkerError, WorkerPool, cores, interruptions
 
 INTERRUPTED = 130  # exit code of a program stopped by Ctrl-C
 

@@ -20,12 +20,13 @@ from typing import Any, Protocol
 from utils.boxes import Boxes
 from utils.corrections import remembered
 from utils.hiding import RECIPE
+from utils.job_steps import Asked, Ended, InlinePool, Lost
 from utils.manifest import NAME, PART, Entry, Manifest, read_manifest
 from utils.outputs import Batch, OutputError, copy_path, remove_leftovers
 from utils.photo_job import DiskFull, PhotoJob, Settings, no_face_setting
 from utils.photo_labels import PhotoLabels
 from utils.run_report import Display, Report
-from utils.workers import Asked, Ended, InlinePool, Lost, WorkerError, WorkerPool, interruptions
+from utils.workers import WorkerError, WorkerPool, interruptions
 
 SAMPLE = 16
 """Photos that a dry run anonymises to estimate the time."""

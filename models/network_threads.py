@@ -17,8 +17,9 @@ from models.redraw import RedrawError
 from models.weights import WeightsError
 from utils.device import DeviceError, pick_device
 from utils.hiding import AnonymizeError, FindFaces
+from utils.job_steps import Asked
 from utils.provenance import file_digest
-from utils.workers import Asked, cores
+from utils.workers import cores
 
 LOAD_ERRORS = (DeviceError, WeightsError)
 """What `load_networks` raises; the messages are one line."""

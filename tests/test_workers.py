@@ -11,7 +11,8 @@ import pytest
 
 import utils.workers
 from tests.worker_jobs import BrokenOnArrival, accident, ask_and_add, ask_for_pixels, plain, refused
-from utils.workers import Asked, Ended, InlinePool, Lost, WorkerError, WorkerPool
+from utils.job_steps import Asked, Ended, InlinePool, Lost
+from utils.workers import WorkerError, WorkerPool
 
 needs_signals = pytest.mark.skipif(os.name == "nt", reason="needs signals")
 

@@ -13,7 +13,7 @@ from typing import Any
 import cv2
 import torch
 
-from utils.workers import ONE_THREAD, end_with_parent
+from utils.worker_process import ONE_THREAD, end_with_parent
 
 
 class JobError(Exception):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -225,6 +225,31 @@ def jobs_of(
             fault = None if detect_missing else UNLISTED
             jobs.append(Job(tree.root / relative, relative, None, fault))
     return sorted(jobs, key=lambda job: job.relative)
+
+
+def batches_of(
+    labelled: Iterable[tuple[PhotoTree, Labels | None]],
+    detect_missing: bool = False,
+    unite: bool = False,
+) -> list[Batch]:
+    """Gather what goes into each output folder, from trees with their labels; see `jobs_of`.
+
+    Raises `LabelError` as `jobs_of`, and `OutputError` where there is no photo at all.
+    """
+    batches: dict[Path, Batch] = {}
+    for tree, labels in labelled:
+        jobs = jobs_of(tree, labels, detect_missing, unite)
+        batch = batches.setdefault(tree.output, Batch(tree.output))
+        batch.notes += labels.notes if labels else []
+        batch.jobs += jobs
+        named_anyway = {job.relative for job in jobs}
+        batch.others += [
+            Job(tree.root / other, other) for other in tree.others if other not in named_anyway
+        ]
+    if not any(batch.jobs for batch in batches.values()):
+        others = sum(len(batch.others) for batch in batches.values())
+        raise OutputError(f"no photos to anonymise ({others} files of types that cannot be read)")
+    return list(batches.values())
 
 
 def copy_path(output: Path, relative: str) -> Path:

@@ -1,6 +1,6 @@
 """What is done with one photo of a folder: read, hide its faces, write the copy.
 
-Runs in a worker process, as the steps of `utils.hiding`, which PyTorch is not needed for.
+Runs in the processes of `photo_pool`, as the steps of `utils.hiding`, which need no PyTorch.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from typing import Any
 from utils.boxes import xyxy_to_xywh
 from utils.hiding import Anonymized, AnonymizeError, Steps, boxes_to_hide, find_and_hide
 from utils.image_files import Photo, PhotoError, read_photo, write_photo
+from utils.job_steps import InlinePool
 from utils.manifest import Entry, listed_scores
 from utils.outputs import Job, OutputError, copy_path
 from utils.widerface import LabelError
+from utils.workers import WorkerPool, cores
 
 ON_NO_FACE = ("copy", "skip", "fail")
 
@@ -140,3 +142,23 @@ def _write(target: Path, photo: Photo, result: Anonymized, coding: Mapping[str, 
         traits=photo.traits,
         opaque=result.boxes,
     )
+
+
+def photo_pool(count: int | None, jobs: int, timeout: float) -> WorkerPool | InlinePool:
+    """Prepare the processes that do everything but the networks; they come up on entering.
+
+    count: of processes; 0 for this one alone, None for as many as the cores are good for. jobs: how
+    many photos there are. timeout: seconds for one, to which 2 s are added for each MB of its file.
+    """
+    if count == 0:
+        return InlinePool(anonymize_photo)
+
+    def seconds(job: PhotoJob) -> float:
+        try:
+            return timeout + 2e-6 * job.photo.stat().st_size
+        except OSError:
+            return timeout
+
+    workers = min(count or min(cores(), 16), max(jobs, 1))
+    # Enough for the next calls of the generator to be full while the last ones are written.
+    return WorkerPool(anonymize_photo, workers, seconds, in_flight=16 + 2 * workers)

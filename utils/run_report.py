@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
 from tqdm import tqdm
 
+from utils.image_files import shown
 from utils.manifest import Entry
+from utils.outputs import Batch
 
 
 @dataclass
@@ -92,3 +96,60 @@ class Display:
         if self._bar is not None:
             self._bar.set_postfix(faces=report.faces, failed=len(report.failures), refresh=False)
             self._bar.update()
+
+
+def print_summary(report: Report, batches: Sequence[Batch], quiet: bool, as_json: bool) -> None:
+    """Name what got no copy on stderr, then say in one line on stdout what was done.
+
+    quiet: leave out the files of other types. as_json: the line is an object.
+    """
+    for note in [note for batch in batches for note in batch.notes]:
+        print(shown(note), file=sys.stderr)
+    others = [other.photo for batch in batches for other in batch.others]
+    if not quiet:
+        for photo in others:
+            reason = (
+                "links to folders are not followed" if photo.is_dir() else "cannot read this type"
+            )
+            print(f"skipped, {reason}: {shown(photo)}", file=sys.stderr)
+    for failure in report.failures:
+        print(f"failed, no output: {shown(failure)}", file=sys.stderr)
+    if as_json:
+        print(json.dumps({"summary": asdict(report) | {"skipped": len(others)}}))
+        return
+    faceless = f" ({report.faceless} without a face)" if report.faceless else ""
+    passed_over = f"{report.without_face} without a face passed over, "
+    earlier = f"{report.done_before} done before, "
+    print(
+        f"{report.written} photos written{faceless}, "
+        f"{report.faces} faces hidden, {len(report.failures)} failures, "
+        f"{passed_over if report.without_face else ''}{earlier if report.done_before else ''}"
+        f"{len(others)} skipped, {report.photos / report.seconds:.2f} photos/s"
+    )
+
+
+def print_estimate(report: Report, seconds: float, as_json: bool) -> None:
+    """Say what a dry run found.
+
+    seconds: that the run would take, NaN where nothing tells. as_json: as in `print_summary`.
+    """
+    for failure in report.failures:
+        print(f"would fail: {failure}", file=sys.stderr)
+    if as_json:
+        found = asdict(report) | {"estimated_seconds": None if math.isnan(seconds) else seconds}
+        print(json.dumps({"summary": found}))
+        return
+    print(
+        f"dry run, nothing written: {report.photos} photos, {report.faces} faces, "
+        f"{report.faceless + report.without_face} photos without a face, "
+        f"{len(report.failures)} would fail, {report.done_before} done before"
+        + ("" if math.isnan(seconds) else f"; the rest takes about {_duration(seconds)}")
+    )
+
+
+def _duration(seconds: float) -> str:
+    """Say a time in words, for people."""
+    minutes = round(seconds / 60)
+    if minutes < 2:
+        return f"{max(1, round(seconds))} s"
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"

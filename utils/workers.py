@@ -1,89 +1,40 @@
-"""Jobs in worker processes, of which each can fail without the others.
+"""Jobs in worker processes, of which each can fail without the others; the parent's side.
 
-A job is a generator function that runs in a worker: it does one part of its work, yields what it
-needs from the parent, and goes on with the answer. What it holds meanwhile, a photo's pixels, say,
-stays in its process, which works on other jobs until the answer is there. A function without
-`yield` is a job of one part.
-
-Every worker has a pipe of its own and does one part at a time, so that it is known which job a
-process died of. That job is lost; others whose state died with it begin again in a new process.
+Every worker has a pipe of its own and does one part of a job (`utils.job_steps`) at a time, so that
+it is known which job a process died of. That job is lost; others whose state died with it begin
+again in a new process.
 """
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import multiprocessing
 import os
 import pickle
 import queue
 import signal
-import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import resource_tracker
-from multiprocessing.connection import Connection
 from typing import Any
+
+from utils.job_steps import TICK, Asked, Ended, Event, Lost
+from utils.worker_process import ONE_THREAD, serve
 
 MOST_WORKERS = 61
 """Windows cannot wait for more processes."""
 
-# A job at a time in every process: more threads inside would only fight over the cores.
-ONE_THREAD = (
-    "OMP_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "VECLIB_MAXIMUM_THREADS",
-)
-
 _START_SECONDS = 300.0
 _STOP_SECONDS = 30.0
 _USELESS_STARTS = 10
-_TICK = 0.5
 
 
 class WorkerError(Exception):
     """Worker processes do not come up; the message is one line."""
-
-
-@dataclass(frozen=True)
-class Ended:
-    """A job that came to its end; `value` is what its function returned."""
-
-    job: Any
-    value: Any
-
-
-@dataclass(frozen=True)
-class Lost:
-    """A job whose process crashed, took too long, or raised; `reason` is one line."""
-
-    job: Any
-    reason: str
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A job that waits for an answer to what it yielded; other threads may give it."""
-
-    job: Any
-    request: Any
-    _reply: Callable[[str, Any], None]
-
-    def answer(self, value: Any) -> None:
-        """Let the job go on with `value`. Does nothing where its process has died."""
-        self._reply("send", value)
-
-    def refuse(self, error: Exception) -> None:
-        """Raise `error` in the job; it must be picklable."""
-        self._reply("throw", error)
-
-
-Event = Ended | Lost | Asked
 
 
 def cores() -> int:
@@ -189,7 +140,7 @@ class WorkerPool:
 
     def _next_event(self) -> Event | WorkerError | None:
         try:  # a wait without an end could not be interrupted on Windows
-            return self._events.get(timeout=_TICK)
+            return self._events.get(timeout=TICK)
         except queue.Empty:
             return None
 
@@ -234,7 +185,7 @@ class WorkerPool:
         while not self._stopping:
             worker.pipe, theirs = self._context.Pipe()
             worker.process = self._context.Process(
-                target=_serve, args=(theirs, self._function), daemon=True
+                target=serve, args=(theirs, self._function), daemon=True
             )
             worker.process.start()
             theirs.close()  # the process alone holds that end: its death is seen at ours
@@ -355,9 +306,9 @@ class WorkerPool:
         The clock stands still while this process does (Ctrl-Z, a laptop that sleeps).
         """
         last = time.monotonic()
-        while not self._stopped.wait(_TICK):
+        while not self._stopped.wait(TICK):
             now = time.monotonic()
-            self._clock += min(now - last, 4 * _TICK)
+            self._clock += min(now - last, 4 * TICK)
             last = now
             for worker in self._workers:
                 if worker.deadline is not None and self._clock > worker.deadline:
@@ -390,62 +341,6 @@ def interruptions() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, handler)
 
 
-class InlinePool:
-    """Does jobs in this process, one after the other; to be used like `WorkerPool`.
-
-    For debugging: a job that crashes or hangs takes the program with it.
-    """
-
-    def __init__(self, function: Callable[[Any], Any]) -> None:
-        self._function = function
-        self._replies: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
-
-    def __enter__(self) -> InlinePool:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def stop(self) -> list[Ended | Lost]:
-        """Nothing is at hand when this can be called."""
-        return []
-
-    def run(
-        self, jobs: Iterable[Any], is_interrupted: Callable[[], bool] = lambda: False
-    ) -> Iterator[Event]:
-        """Do the jobs; see `WorkerPool.run`."""
-        for job in jobs:
-            if is_interrupted():
-                return
-            result = self._function(job)
-            if not inspect.isgenerator(result):
-                yield Ended(job, result)
-                continue
-            action, value = "send", None
-            while True:
-                try:
-                    request = _advance(result, action, value)
-                except StopIteration as stop:
-                    yield Ended(job, stop.value)
-                    break
-                yield Asked(job, request, self._reply)
-                action, value = self._next_reply()
-
-    def _reply(self, action: str, value: Any) -> None:
-        self._replies.put((action, value))
-
-    def _next_reply(self) -> tuple[str, Any]:
-        while True:
-            try:  # as in `WorkerPool`
-                return self._replies.get(timeout=_TICK)
-            except queue.Empty:
-                continue
-
-
-def _advance(steps: Generator[Any, Any, Any], action: str, value: Any) -> Any:
-    return steps.throw(value) if action == "throw" else steps.send(value)
-
-
 def _cause_of_death(worker: _Worker, seconds: float) -> str:
     worker.deadline = None
     worker.process.join(_STOP_SECONDS)
@@ -459,58 +354,3 @@ def _cause_of_death(worker: _Worker, seconds: float) -> str:
             name = f"signal {-code}"
         return f"the process that worked on it was ended by {name}"
     return f"the process that worked on it ended with code {code}"
-
-
-def _serve(pipe: Connection[Any, Any], function: Callable[[Any], Any]) -> None:
-    """Do one part of a job after the other, until the parent closes the pipe or ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    end_with_parent()
-    if "cv2" in sys.modules:  # imported with the function
-        sys.modules["cv2"].setNumThreads(1)
-    held: dict[int, Generator[Any, Any, Any]] = {}
-    pipe.send(None)
-    while True:
-        try:
-            ticket, action, value = pipe.recv()
-        except (EOFError, OSError):
-            return
-        pipe.send_bytes(_part(held, function, ticket, action, value))
-
-
-def _part(
-    held: dict[int, Generator[Any, Any, Any]],
-    function: Callable[[Any], Any],
-    ticket: int,
-    action: str,
-    value: Any,
-) -> bytes:
-    """Do one part of a job; returns the pickled ("asked" | "ended" | "raised", value)."""
-    try:
-        if action == "start":
-            result = function(value)
-            if not inspect.isgenerator(result):
-                return pickle.dumps(("ended", result), pickle.HIGHEST_PROTOCOL)
-            held[ticket] = result
-            action, value = "send", None
-        try:
-            request = _advance(held[ticket], action, value)
-        except StopIteration as stop:
-            del held[ticket]
-            return pickle.dumps(("ended", stop.value), pickle.HIGHEST_PROTOCOL)
-        return pickle.dumps(("asked", request), pickle.HIGHEST_PROTOCOL)
-    except Exception as error:
-        held.pop(ticket, None)
-        return pickle.dumps(("raised", " ".join(f"{type(error).__name__}: {error}".split())))
-
-
-def end_with_parent() -> None:
-    """End this process as soon as its parent ends, however that comes about."""
-    # Whoever starts the parent again must not meet its old jobs still writing.
-    threading.Thread(target=_wait_for_parent, daemon=True).start()
-
-
-def _wait_for_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
