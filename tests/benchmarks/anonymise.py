@@ -16,10 +16,9 @@ First table, on every `--stride`th validation photo with a labelled face, boxes 
 Second table, on every `--blur-stride`th: gaussblur.py with and without --exact, a plain loop of
 one process around cv2.GaussianBlur, and the floor again.
 
-Photos/s are those after the first photo; the time up to its copy, with all that is to be loaded, is
-in a column of its own. For a script that is the time of a run on the first photo alone, and the
-floor's processes are up before its time begins. All ways take turns, `--repeats` times. Works in a
-temporary folder and prints Markdown.
+Start-up, with all that is to be loaded, is in a column of its own: what a run takes beyond the time
+in which it says that it worked on photos. The floor's processes are up before its time begins. All
+ways take turns, `--repeats` times. Works in a temporary folder and prints Markdown.
 """
 
 from __future__ import annotations
@@ -60,10 +59,10 @@ Way = Callable[[Path], "Times"]
 
 
 class Times(NamedTuple):
-    """Seconds of one run: up to the first copy, and for all the others; peak memory in MB."""
+    """Seconds of one run: before the photos, and for all of them; peak memory in MB."""
 
-    first: float
-    rest: float
+    start: float
+    work: float
     megabytes: float | None = None
 
 
@@ -122,22 +121,30 @@ def run(command: list[str]) -> tuple[float, str]:
 
 
 def time_script(command: Callable[[Path, Path], list[str]], tree: Path) -> Times:
-    """Time a script on `tree` and on its first photo alone."""
-    seconds = {}
-    for part in (tree / "first", tree):
-        with tempfile.TemporaryDirectory(dir=tree) as output:
-            seconds[part], _ = run(command(part, Path(output)))
-            copies = sum(path.suffix == ".jpg" for path in Path(output).rglob("*"))
-        if copies != len(read_labels(labels_of(part))):
-            raise SystemExit(f"{command(part, Path(output))[0]} wrote {copies} copies only")
-    first = seconds[tree / "first"]
-    if seconds[tree] <= first:
-        raise SystemExit("too few photos to tell them from the start-up; lower the stride")
-    return Times(first, seconds[tree] - first)
+    """Time a script on `tree`; its summary says how long it worked on the photos."""
+    count = len(read_labels(labels_of(tree)))
+    with tempfile.TemporaryDirectory(dir=tree) as output:
+        words = command(tree, Path(output))
+        seconds, printed = run(words)
+        copies = sum(path.suffix == ".jpg" for path in Path(output).rglob("*"))
+    if copies != count:
+        raise SystemExit(f"{words[0]} wrote {copies} copies of {count} photos")
+    summary = printed.splitlines()[-1]
+    if "--json" in words:
+        work = float(json.loads(summary)["summary"]["seconds"])
+    else:  # "..., 30.1 images/s"
+        work = count / float(summary.split()[-2])
+    return Times(seconds - work, work)
 
 
 def dartblur_command(device: str, overrides: list[str], tree: Path, output: Path) -> list[str]:
-    options = ["--quiet", "--device", device, *(f"--set={override}" for override in overrides)]
+    options = [
+        "--quiet",
+        "--json",
+        "--device",
+        device,
+        *(f"--set={override}" for override in overrides),
+    ]
     places = ["--labels", str(labels_of(tree)), "--output", str(output)]
     return [str(ROOT / "dartblur.py"), str(images_of(tree)), *places, *options]
 
@@ -150,8 +157,8 @@ def gaussblur_command(options: list[str], tree: Path, output: Path) -> list[str]
 def time_loop(name: str, device: str, tree: Path) -> Times:
     """Time one of the plain loops below, in a process of its own."""
     seconds, printed = run([__file__, "--loop", name, "--tree", str(tree), "--device", device])
-    rest, megabytes = json.loads(printed.splitlines()[-1])
-    return Times(seconds - rest, rest, megabytes)
+    work, megabytes = json.loads(printed.splitlines()[-1])
+    return Times(seconds - work, work, megabytes)
 
 
 def time_floor(coding: Coding, tree: Path) -> Times:
@@ -164,10 +171,8 @@ def time_floor(coding: Coding, tree: Path) -> Times:
         code_each = partial(code_again, coding, Path(folder))
         list(pool.map(code_each, photos))  # brings the processes up
         started = time.perf_counter()
-        code_each(photos[0])
-        first = time.perf_counter()
-        list(pool.map(code_each, photos[1:]))
-        return Times(first - started, time.perf_counter() - first)
+        list(pool.map(code_each, photos))
+        return Times(0.0, time.perf_counter() - started)
 
 
 def code_again(coding: Coding, folder: Path, photo: Path) -> None:
@@ -177,7 +182,7 @@ def code_again(coding: Coding, folder: Path, photo: Path) -> None:
 
 
 def plain_loop(name: str, device_name: str, tree: Path) -> None:
-    """Do the photos of `tree` one after the other; print seconds after the first, and peak MB."""
+    """Do the photos of `tree` one after the other; print the seconds and peak MB."""
     config = load_config()
     blur, output = config["blur"], config["output"]
     if name == "redraw":
@@ -187,7 +192,7 @@ def plain_loop(name: str, device_name: str, tree: Path) -> None:
         change = partial(gaussian_blur, kernel_factor=blur["kernel_factor"], exact=True)
         quality, sampling = blur["jpeg_quality"], cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420
     options = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, sampling]
-    ends = []
+    started = time.perf_counter()
     with tempfile.TemporaryDirectory(dir=tree) as folder:
         for photo in read_labels(labels_of(tree)):
             pixels = cv2.imread(str(images_of(tree) / photo.path))
@@ -196,14 +201,13 @@ def plain_loop(name: str, device_name: str, tree: Path) -> None:
             changed = change(pixels.astype(np.uint8, copy=False), photo.boxes[usable(photo.boxes)])
             if not cv2.imwrite(str(Path(folder) / Path(photo.path).name), changed, options):
                 raise SystemExit(f"{photo.path}: OpenCV cannot write the copy")
-            ends.append(time.perf_counter())
-    megabytes = None
+    work, megabytes = time.perf_counter() - started, None
     if name == "redraw":  # the blur does without PyTorch, which this imports
         from tests.benchmarks.training import peak_megabytes
         from utils.device import pick_device
 
         megabytes = peak_megabytes(pick_device(device_name))
-    print(json.dumps([ends[-1] - ends[0], megabytes]))
+    print(json.dumps([work, megabytes]))
 
 
 def plain_redraw(
@@ -242,40 +246,39 @@ def plain_redraw(
 
 def compare(ways: dict[str, Way], reference: str, tree: Path, repeats: int) -> None:
     """Let the ways take turns; print photos/s and how that compares with `reference`."""
-    count = len(read_labels(labels_of(tree))) - 1
+    count = len(read_labels(labels_of(tree)))
     runs: dict[str, list[Times]] = {name: [] for name in ways}
     for _ in range(repeats):
         for name, way in ways.items():
             runs[name].append(way(tree))
     rows = []
-    rest_of_reference = statistics.median(times.rest for times in runs[reference])
+    of_reference = statistics.median(times.work for times in runs[reference])
     for name, all_times in runs.items():
-        rest = statistics.median(times.rest for times in all_times)
+        work = statistics.median(times.work for times in all_times)
         peaks = [times.megabytes for times in all_times if times.megabytes is not None]
         rows.append(
             [
                 name,
-                f"{statistics.median(times.first for times in all_times):.2f}",
-                f"{rest / count:.3f} ({min(times.rest for times in all_times) / count:.3f})",
-                f"{count / rest:.2f}",
-                f"{rest_of_reference / rest:.2f}",
+                f"{statistics.median(times.start for times in all_times):.2f}",
+                f"{work / count:.3f} ({min(times.work for times in all_times) / count:.3f})",
+                f"{count / work:.2f}",
+                f"{of_reference / work:.2f}",
                 f"{max(peaks):.0f} MB" if peaks else "",
             ]
         )
-    header = ["way", "to the first copy, s", "s a photo, median (least)", "photos/s"]
+    header = ["way", "start-up, s", "s a photo, median (least)", "photos/s"]
     print(markdown_table([*header, f"times {reference}", "peak memory"], rows), flush=True)
 
 
 def prepare(folder: Path, data: Path, stride: int) -> Path:
-    """Copy every `stride`th validation photo with a face, and the first of them apart."""
+    """Copy every `stride`th validation photo with a face to `folder`."""
     from utils.face_dataset import validation_source
 
     source = validation_source(data)
     photos = [photo for photo in source.photos if usable(photo.boxes).any()][::stride]
-    if len(photos) < 2:
-        raise SystemExit(f"{data}: {len(photos)} photos with a stride of {stride}; lower it")
+    if not photos:
+        raise SystemExit(f"{data}: no validation photo has a labelled face")
     make_tree(folder, source.images_dir, photos)
-    make_tree(folder / "first", source.images_dir, photos[:1])
     faces = sum(int(usable(photo.boxes).sum()) for photo in photos)
     print(f"\n{len(photos)} photos with {faces} faces:\n", flush=True)
     return folder
