@@ -47,7 +47,7 @@ sys.path.insert(0, str(ROOT))
 from utils.blur import face_mask, gaussian_blur  # noqa: E402
 from utils.boxes import Boxes, usable  # noqa: E402
 from utils.config import load_config  # noqa: E402
-from utils.image_files import Pixels, read_photo, write_photo  # noqa: E402
+from utils.image_files import Pixels, jpeg_coded, read_photo, write_photo  # noqa: E402
 from utils.results import markdown_table  # noqa: E402
 from utils.widerface import LabelError, LabelledPhoto, read_labels, write_labels  # noqa: E402
 from utils.workers import cores  # noqa: E402
@@ -229,8 +229,7 @@ def plain_redraw(
     def change(pixels: Pixels, boxes: Boxes) -> Pixels:
         height, width = pixels.shape[:2]
         blurred = gaussian_blur(pixels, boxes, kernel_factor, exact=True)
-        _, data = cv2.imencode(".jpg", blurred, [cv2.IMWRITE_JPEG_QUALITY, jpeg_quality])
-        coded = cv2.cvtColor(cv2.imdecode(data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+        coded = jpeg_coded(blurred[..., ::-1], jpeg_quality)  # RGB
         stretched = cv2.resize(coded, (FRAME, FRAME))
         frame = torch.from_numpy(stretched).to(device).permute(2, 0, 1)[None].float()
         scale = np.array([FRAME / width, FRAME / height] * 2)
