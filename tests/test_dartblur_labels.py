@@ -200,7 +200,7 @@ def test_both_hides_what_either_knows(tmp_path: Path, capsys: pytest.CaptureFixt
     # One box on the wall; of the other photo the whole face, so that the find lies in it.
     labels = label_file(
         tmp_path / "label.txt",
-        {"eileen_collins.jpg": ["5 5 40 50.5"], "grace_hopper.jpg": ["120 90 280 320"]},
+        {"eileen_collins.jpg": ["5 5 40 50.5"], "grace_hopper.jpg": ["120 70 280 340"]},
     )
     options = ("--output", output, "--method", "black", "--score", "0.9", "--labels", labels)
     assert run(SAMPLES, *options, "--boxes", "both") == 0
@@ -215,7 +215,7 @@ def test_both_hides_what_either_knows(tmp_path: Path, capsys: pytest.CaptureFixt
     assert y < 80 < 170 < y + h
     assert collins["scores"][0] is None
     assert collins["scores"][1] > 0.9
-    assert (hopper["boxes"], hopper["scores"]) == ([[120, 90, 280, 320]], [None])
+    assert (hopper["boxes"], hopper["scores"]) == ([[120, 70, 280, 340]], [None])
     for name, entry in manifest(output).items():
         clean, hidden = (read_photo(root / name).pixels for root in (SAMPLES, output))
         rows = [" ".join(map(str, box)) for box in entry["boxes"]]
