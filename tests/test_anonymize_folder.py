@@ -381,7 +381,8 @@ def test_a_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 def test_a_dry_run_detects(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(SAMPLES, "--output", tmp_path / "out", "--method", "black", "--dry-run") == 0
+    options = ("--output", tmp_path / "out", "--method", "black", "--score", "0.9")
+    assert run(SAMPLES, *options, "--dry-run") == 0
     assert "2 photos, 2 faces, 0 photos without a face" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
 

@@ -115,10 +115,9 @@ def test_examples_show_every_variant_of_the_samples(
     monkeypatch.setattr(example_evaluation, "pictures_figure", spy)
     black = flat_generator(tmp_path / "black.safetensors", -1)
     assert run("examples", "--output", tmp_path, "--generator", black) == 0
-    assert recorded(tmp_path / "examples")["results"]["faces"] == {
-        "eileen_collins.jpg": 1,
-        "grace_hopper.jpg": 1,
-    }
+    faces = recorded(tmp_path / "examples")["results"]["faces"]
+    assert list(faces) == ["eileen_collins.jpg", "grace_hopper.jpg"]
+    assert min(faces.values()) >= 1  # a low score may add what is no face
     assert len(drawn) == 2
     for row in drawn:
         assert len(row) == len(example_evaluation.VARIANTS)
