@@ -137,7 +137,10 @@ def test_a_run_of_two_processes_is_that_of_one(
     for one, two in zip(alone, together, strict=True):
         assert one.keys() == two.keys()
         for name in one.keys() - {"kind", "gradient_norm"}:  # the latter has few digits
-            digits = 1e-5 if one["kind"] != "generator" else 0.03
+            # Adam's first step is lr * sign(gradient): from then on the rounding of gradients that
+            # are nearly 0 shows, by more on one CPU than on another. That the gradients of the two
+            # are equal is tested in float64, above.
+            digits = 1e-5 if one["step"] <= 3 else 0.03
             assert two[name] == pytest.approx(one[name], rel=digits), (name, one["step"])
 
 
