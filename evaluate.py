@@ -13,7 +13,7 @@ The same for any other detector's predictions, DIR/<event>/<name>.txt in the off
     python evaluate.py detection --predictions DIR --name theirs
 
 Training artifacts, the headline: detectors trained on each variant of the training photos, tested
-on clean validation photos. The first is meant for a GPU, the second for two CPU cores and about
+on clean validation photos. The first is meant for a GPU, the second for two CPU cores and less than
 90 minutes; both go on where they were stopped:
 
     python evaluate.py artifacts --variants clean gaussian mosaic black dartblur --seeds 0 1 2
