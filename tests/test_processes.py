@@ -107,7 +107,9 @@ def test_gradients_are_those_of_the_whole_batch(compared: list[Differences], mod
 
 
 TWO = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--master_addr=127.0.0.1")
-SHORT = "batch_size=4 placements=20 checkpoint_every=6 pictures_every=0"
+# Adam's first step is lr * sign(gradient), which makes much of the rounding of a gradient that is
+# nearly 0: at the recipe's rate, losses of the second step differ by 0.3% on some CPUs.
+SHORT = "batch_size=4 placements=20 checkpoint_every=6 pictures_every=0 adversary_lr=5.0e-7"
 
 
 @pytest.fixture(scope="module")
@@ -137,10 +139,7 @@ def test_a_run_of_two_processes_is_that_of_one(
     for one, two in zip(alone, together, strict=True):
         assert one.keys() == two.keys()
         for name in one.keys() - {"kind", "gradient_norm"}:  # the latter has few digits
-            # Adam's first step is lr * sign(gradient): from then on the rounding of gradients that
-            # are nearly 0 shows, by more on one CPU than on another. That the gradients of the two
-            # are equal is tested in float64, above.
-            digits = 1e-5 if one["step"] <= 3 else 0.03
+            digits = 1e-5 if one["kind"] != "generator" else 0.03
             assert two[name] == pytest.approx(one[name], rel=digits), (name, one["step"])
 
 
